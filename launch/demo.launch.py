@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Synthetic camera, node and RViz: what the package does, to look at, without any camera.
+
+The arguments of vggt.launch.py may be given, too: they reach it unchanged.
+"""
+
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+
+def generate_launch_description():
+    """Describe the three processes."""
+    node = PathJoinSubstitution([FindPackageShare('vggt_ros'), 'launch', 'vggt.launch.py'])
+    return LaunchDescription(
+        [
+            Node(
+                package='vggt_ros',
+                executable='synthetic_camera',
+                output='screen',
+                parameters=[{'loop': True}],
+            ),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(node), launch_arguments={'rviz': 'true'}.items()
+            ),
+        ]
+    )

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's picture and table."""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from vggt_ros.evaluation.picture import RunPicture, draw_run
+from vggt_ros.evaluation.timing import TopicTiming, timing_table
+
+
+@pytest.fixture
+def run():
+    rng = np.random.default_rng(0)
+    poses = np.tile(np.eye(4), (9, 1, 1))
+    poses[:, 0, 3] = np.linspace(0, 2, 9)
+    return RunPicture(
+        title='a run',
+        warning='',
+        path_note='',
+        unit='m',
+        estimate=poses,
+        truth=poses,
+        image=rng.integers(0, 255, (24, 32, 3)).astype(np.uint8),
+        depth=rng.uniform(1, 2, (24, 32)),
+        cloud=rng.normal(size=(500, 3)),
+        cloud_colours=rng.integers(0, 255, (500, 3)).astype(np.uint8),
+        table='topic  messages',
+    )
+
+
+def drawn(run, tmp_path):
+    draw_run(run, tmp_path / 'picture.png')
+    return cv2.imread(str(tmp_path / 'picture.png'))
+
+
+def test_the_warning_is_seen(run, tmp_path):
+    def red(picture):
+        return int(((picture[..., 2] > 180) & (picture[..., :2].max(-1) < 20)).sum())
+
+    without = red(drawn(run, tmp_path))
+    warned = red(drawn(dataclasses.replace(run, warning='not a reconstruction'), tmp_path))
+    assert warned > without + 2000
+
+
+def test_a_run_without_truth_trusted_depth_or_points_is_drawn_too(run, tmp_path):
+    poor = dataclasses.replace(
+        run,
+        truth=None,
+        depth=np.full((24, 32), np.nan),
+        cloud=np.zeros((0, 3)),
+        cloud_colours=np.zeros((0, 3), np.uint8),
+    )
+    assert drawn(poor, tmp_path).shape[:2] == drawn(run, tmp_path).shape[:2]
+
+
+def test_rate_and_latency_are_those_of_the_messages():
+    timing = TopicTiming()
+    for i in range(11):
+        timing.add(arrival_ns=i * 100_000_000 + 30_000_000, stamp_ns=i * 100_000_000)
+    assert timing.rate == pytest.approx(10.0)
+    assert timing.latency_ms(50) == pytest.approx(30.0)
+    assert math.isnan(TopicTiming().rate) and math.isnan(TopicTiming().latency_ms(95))
+
+
+def test_the_table_has_a_row_for_each_topic_even_a_silent_one():
+    busy = TopicTiming()
+    busy.add(2_000_000, 1_000_000)
+    rows = timing_table({'/busy': busy, '/silent/topic': TopicTiming()}).splitlines()
+    assert len({len(row) for row in rows}) == 1
+    assert rows[2].split() == ['/busy', '1', '-', '1', '1']
+    assert rows[3].split() == ['/silent/topic', '0', '-', '-', '-']

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline as one readable function: a frame goes in, an update of the map comes out.
+
+    frame -> SlidingWindow -> preprocess -> network -> reconstruct -> align -> MapUpdate
+
+The engine knows neither threads nor ROS. One thread at a time may call it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+
+from vggt_ros.alignment import Alignment, PlacedWindow, align
+from vggt_ros.frames import Frame
+from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.inference import Network
+from vggt_ros.model.prediction import Prediction
+from vggt_ros.preprocess import Batch, FittedImage, preprocess
+from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
+from vggt_ros.scene_map import MapUpdate
+from vggt_ros.settings import Settings
+from vggt_ros.window import SlidingWindow, Window
+
+HEADS = ('camera', 'depth')  # the point head is left out: unprojected depth is more accurate
+_SMALLEST_WINDOW = 2  # frames; one has no second to see depth with
+
+logger = logging.getLogger(__name__)
+
+
+class StreamingEngine:
+    """The map so far, and what is kept of the frames in the window."""
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        self._settings = settings
+        self._network = network
+        self._sliding = SlidingWindow(settings.window)
+        self._width = settings.model.resolution or network.image_width
+        self._fitted: dict[int, FittedImage] = {}
+        self._placed: PlacedWindow | None = None
+        self._map_id = -1
+        self._restart_because = ''  # a new map that a rejected window should have started
+        self._newest_id = -1  # the newest frame that was part of an update
+        self._events: Counter[str] = Counter()
+
+    @property
+    def window_size(self) -> int:
+        """Frames in a window; less than the setting after the device ran out of memory."""
+        return self._sliding.size
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What happened so far: images by fate, windows, maps, failures."""
+        return dict(self._sliding.counts + self._events)
+
+    def reset(self, reason: str) -> None:
+        """Forget the frames in the window; the next one starts a new map."""
+        self._sliding.reset(reason)
+
+    def add(self, frame: Frame, skipped_stamps_ns: Sequence[int] = ()) -> MapUpdate | None:
+        """
+        Take the next frame.
+
+        :param skipped_stamps_ns: stamps of images received before this one but left out.
+        :returns: an update of the map if this frame completes a window.
+        :raises PredictionError: if the network's output for that window cannot be geometry. The
+            window is lost, the engine goes on.
+        """
+        window = self._sliding.add(frame, skipped_stamps_ns)
+        return None if window is None else self._process(window)
+
+    def _process(self, window: Window) -> MapUpdate:
+        self._events['windows'] += 1
+        if window.starts_map:
+            self._placed = None
+        stopwatch = _Stopwatch()
+        batch = preprocess(window, self._width, self._settings.model.fit, self._fitted)
+        stopwatch.lap('preprocess')
+        batch, prediction = self._predict(batch)
+        stopwatch.lap('inference')
+        try:
+            reconstruction = reconstruct(prediction, batch)
+        except PredictionError:
+            self._events['rejected_windows'] += 1
+            self._restart_because = self._restart_because or window.starts_map
+            raise
+        stopwatch.lap('reconstruct')
+        alignment = align(
+            batch.ids, reconstruction, self._placed, self._settings.alignment.max_alignment_residual
+        )
+        stopwatch.lap('align')
+        return self._place(window, batch, reconstruction, alignment, stopwatch.seconds)
+
+    def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
+        """Run the network; where the device's memory does not suffice, on half the frames."""
+        while True:
+            try:
+                return batch, self._network(batch, HEADS)
+            except torch.cuda.OutOfMemoryError:
+                self._events['out_of_memory'] += 1
+                half = len(batch.ids) // 2
+                if half < _SMALLEST_WINDOW:
+                    raise
+            # outside of the handler, whose traceback keeps the tensors of the attempt alive
+            torch.cuda.empty_cache()
+            logger.warning(
+                'the device is out of memory with %d frames; windows have %d from now on',
+                len(batch.ids),
+                half,
+            )
+            self._sliding.shrink(half)
+            batch = batch.newest(half)
+
+    def _place(
+        self,
+        window: Window,
+        batch: Batch,
+        reconstruction: Reconstruction,
+        alignment: Alignment,
+        seconds: dict[str, float],
+    ) -> MapUpdate:
+        """Continue the map with this window, or declare a new one."""
+        started_because = self._restart_because or window.starts_map
+        if not started_because and not alignment.trusted:
+            started_because = alignment.note
+            self._events['untrusted_alignments'] += 1
+        if started_because:
+            alignment = replace(alignment, map_from_window=Sim3())
+            self._map_id += 1
+            self._events['maps'] += 1
+            logger.info('map %d starts: %s', self._map_id, started_because)
+        is_new = tuple(number > self._newest_id for number in batch.ids)
+        self._newest_id = batch.ids[-1]
+        self._placed = PlacedWindow(batch.ids, reconstruction, alignment.map_from_window)
+        self._restart_because = ''
+        return MapUpdate(
+            map_id=self._map_id,
+            map_started_because=started_because,
+            window_id=window.window_id,
+            skipped=window.skipped,
+            batch=batch,
+            is_new=is_new,
+            reconstruction=reconstruction,
+            alignment=alignment,
+            scale=1.0,
+            scale_source='none',
+            scale_valid=False,
+            model=self._network.name,
+            model_trained=self._network.trained,
+            seconds=seconds,
+            settings=self._settings.cloud,
+        )
+
+
+class _Stopwatch:
+    """Seconds spent in each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = perf_counter()
+        self.seconds[step] = now - self._last
+        self._last = now

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Similarity transforms of space, Sim(3): scale, rotation, translation, in float64.
+
+`x -> scale * rotation @ x + translation`; composed with `@`, so that names chain:
+`map_from_camera = map_from_window @ window_from_camera`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def _identity() -> Array:
+    return np.eye(3)
+
+
+def _origin() -> Array:
+    return np.zeros(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Sim3:
+    """A similarity transform; the default is the identity."""
+
+    scale: float = 1.0
+    rotation: Array = field(default_factory=_identity)  # (3, 3), determinant +1
+    translation: Array = field(default_factory=_origin)  # (3,), in the target's unit
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f'the scale of a similarity is {self.scale}, expected more than 0')
+
+    def __matmul__(self, other: Sim3) -> Sim3:
+        return Sim3(
+            self.scale * other.scale,
+            self.rotation @ other.rotation,
+            self.scale * (self.rotation @ other.translation) + self.translation,
+        )
+
+    def inverse(self) -> Sim3:
+        """Return the transform that undoes this one."""
+        rotation = self.rotation.T
+        return Sim3(1 / self.scale, rotation, -(rotation @ self.translation) / self.scale)
+
+    def apply(self, points: npt.NDArray[np.floating]) -> Array:
+        """
+        Transform points.
+
+        :param points: (..., 3).
+        :returns: (..., 3), float64.
+        """
+        result: Array = self.scale * (points @ self.rotation.T) + self.translation
+        return result
+
+    def place(self, poses: Array) -> Array:
+        """
+        Carry rigid poses along: orientation and position are moved, the axes keep unit length.
+
+        :param poses: (..., 4, 4), `window_from_camera`.
+        :returns: (..., 4, 4), `map_from_camera`.
+        """
+        placed = poses.copy()
+        placed[..., :3, :3] = self.rotation @ poses[..., :3, :3]
+        placed[..., :3, 3] = self.apply(poses[..., :3, 3])
+        return placed
+
+    def matrix(self) -> Array:
+        """Return the homogeneous matrix (4, 4)."""
+        result = np.eye(4)
+        result[:3, :3] = self.scale * self.rotation
+        result[:3, 3] = self.translation
+        return result

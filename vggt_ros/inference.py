@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as the engine sees it: which weights, on which device, in which precision.
+
+`Network` is what the engine asks of one; `VGGTNetwork` is the real one, made by `load_network`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
+from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.prediction import Prediction
+from vggt_ros.preprocess import Batch
+from vggt_ros.settings import ModelSettings
+
+UNTRAINED = 'untrained'
+
+logger = logging.getLogger(__name__)
+
+
+class Network(Protocol):
+    """Anything that says what a batch shows."""
+
+    name: str  # for people: the log, reports and diagnostics
+    trained: bool  # False: random weights, the output means nothing
+    device: str  # as torch writes it
+    precision: str  # of the aggregator
+    image_width: int  # pixels; the width that it was trained for
+
+    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        """
+        Run the network on one window.
+
+        :param heads: of 'camera', 'depth', 'points', 'tracks'.
+        :returns: tensors on the CPU, B = 1.
+        """
+        ...
+
+
+class VGGTNetwork:
+    """VGGT with its weights on a device."""
+
+    def __init__(self, model: VGGT, name: str, trained: bool, precision: str) -> None:
+        parameter = next(model.parameters())
+        self.name = name
+        self.trained = trained
+        self.device = str(parameter.device)
+        self.precision = precision
+        self.image_width = model.config.img_size
+        self._model = model.eval()
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        images = batch.images.to(self.device).unsqueeze(0)
+        return self._model(images, heads=heads).cpu()  # type: ignore[no-any-return]
+
+
+def load_network(settings: ModelSettings) -> VGGTNetwork:
+    """
+    Load the weights that the settings name onto the device that they name.
+
+    :raises CheckpointError: if the weights cannot be had or do not fit.
+    :raises ValueError: if there is no such device.
+    """
+    device = choose_device(settings.device)
+    precision = choose_precision(settings.precision, device)
+    trained = settings.checkpoint != UNTRAINED
+    if trained:
+        path = resolve(settings.checkpoint)
+        model = build_vggt(_read_config(path), path)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same random weights every time
+            model = VGGT(VGGTConfig.small())
+    if precision != torch.float32:
+        store_linear_weights(model, precision)
+    network = VGGTNetwork(
+        model.to(device), settings.checkpoint, trained, str(precision).removeprefix('torch.')
+    )
+    logger.info('network %s on %s in %s', network.name, network.device, network.precision)
+    if not trained:
+        logger.warning(
+            'the network is UNTRAINED: it shows that the pipeline runs, its geometry means nothing'
+        )
+    return network
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    Turn the setting `device` into a torch device.
+
+    :raises ValueError: if torch does not know it or this machine does not have it.
+    """
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device is '{name}', expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
+        ) from error
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f"device is '{name}', expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    found = torch.cuda.device_count() if device.type == 'cuda' else 1
+    if (device.index or 0) >= found:
+        raise ValueError(f"device is '{name}', but torch sees {found} CUDA devices here")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn the setting `precision` into a torch type; bfloat16 needs compute capability 8."""
+    if name != 'auto':
+        return {
+            'float32': torch.float32,
+            'bfloat16': torch.bfloat16,
+            'float16': torch.float16,
+        }[name]
+    if device.type != 'cuda':
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _read_config(checkpoint: Path) -> VGGTConfig:
+    """Read config.json beside the checkpoint; without one the network is VGGT-1B."""
+    path = checkpoint.with_name('config.json')
+    if not path.exists():
+        return VGGTConfig.vggt_1b()
+    try:
+        return VGGTConfig.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path} does not describe a network: {error}') from error

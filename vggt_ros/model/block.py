@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pre-norm transformer block that the ViT, the aggregator and the camera trunk share.
+
+The tracker's blocks differ (their residual starts from the normalised input) and live with it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vggt_ros.model.attention import RopeTable, SelfAttention
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) → (..., out)."""
+        return cast(Tensor, self.fc2(self.act(self.fc1(x))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) → (..., dim); float32 γ keeps the residual stream float32 in autocast."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + γ₁ attention(norm x), then x + γ₂ mlp(norm x)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        eps: float = 1e-5,
+        qk_norm: bool = False,
+        layer_scale: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = SelfAttention(dim, heads, qk_norm)
+        self.ls1 = LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
+        self.ls2 = LayerScale(dim, layer_scale)
+
+    def forward(self, x: Tensor, table: RopeTable | None = None) -> Tensor:
+        """(B, N, dim) → (B, N, dim)."""
+        x = x + self.ls1(self.attn(self.norm1(x), table))
+        return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole network: images of a window in, cameras, depth, points and tracks out.
+
+`forward` is three steps that may also be called one by one: `encode` (per frame, so results may
+be kept), `aggregate` (over the window) and `decode` (the heads that are wanted).
+
+Precision: parameters are float32. With `autocast_dtype` set, encode and aggregate run under
+autocast of that type; left at None, under whatever autocast the caller has. The heads always run
+without autocast. Rotary tables and norms stay float32 everywhere.
+
+Source: VGGT: Visual Geometry Grounded Transformer (arXiv 2503.11651).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from vggt_ros.model.aggregator import Aggregator
+from vggt_ros.model.camera_head import CameraHead
+from vggt_ros.model.config import VGGTConfig
+from vggt_ros.model.dense_head import DenseHead, Size, positive, signed_growth
+from vggt_ros.model.prediction import Prediction
+from vggt_ros.model.track_head import TrackHead
+
+HEADS = ('camera', 'depth', 'points', 'tracks')
+
+
+class VGGT(nn.Module):
+    """Visual geometry grounded transformer of any size."""
+
+    def __init__(self, config: VGGTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.autocast_dtype: torch.dtype | None = None
+        self.aggregator = Aggregator(config)
+        self.camera_head = CameraHead(config)
+        self.depth_head = DenseHead(config, values=1, activate=positive)
+        self.point_head = DenseHead(config, values=3, activate=signed_growth)
+        self.track_head = TrackHead(config)
+
+    def forward(
+        self,
+        images: Tensor,
+        query_points: Tensor | None = None,
+        heads: Collection[str] = HEADS,
+    ) -> Prediction:
+        """
+        :param images: (B, S, 3, H, W), RGB in [0, 1]; H and W multiples of the patch size.
+        :param query_points: (B, K, 2) as (x, y) in pixels of frame 0; without them no tracks.
+        :param heads: which of 'camera', 'depth', 'points', 'tracks' to run.
+        :raises ValueError: on input of another shape or type, naming it.
+        """
+        self.check_input(images, query_points, heads)
+        image_size = images.shape[-2], images.shape[-1]
+        grid = self.grid(image_size)
+        rounds = self.aggregate(self.encode(images), grid, self.rounds_for(heads))
+        return self.decode(rounds, image_size, query_points, heads)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, S, 3, H, W) → patch tokens (B, S, P, C); no frame sees another."""
+        with self._autocast(images):
+            tokens: Tensor = self.aggregator.patch_embed(images.flatten(0, 1))
+            return tokens.unflatten(0, images.shape[:2])
+
+    def aggregate(
+        self, patch_tokens: Tensor, grid: Size, rounds: Collection[int]
+    ) -> dict[int, Tensor]:
+        """Patch tokens (B, S, P, C) → for each of `rounds` (B, S, special + P, 2C)."""
+        with self._autocast(patch_tokens):
+            kept: dict[int, Tensor] = self.aggregator(patch_tokens, grid, rounds)
+            return kept
+
+    def decode(
+        self,
+        rounds: Mapping[int, Tensor],
+        image_size: Size,
+        query_points: Tensor | None = None,
+        heads: Collection[str] = HEADS,
+    ) -> Prediction:
+        """Run the heads on what `aggregate` kept."""
+        fields: dict[str, Tensor | list[Tensor]] = {}
+        last = rounds[self.config.agg.depth - 1]
+        special = self.aggregator.special_tokens
+        with torch.autocast(last.device.type, enabled=False):
+            if 'camera' in heads:
+                fields['pose_encodings'] = self.camera_head(last[:, :, 0])
+            levels = [
+                rounds[index][:, :, special:]
+                for index in self.config.dpt.intermediate_layer_idx
+                if index in rounds
+            ]
+            if 'depth' in heads:
+                depth, fields['depth_confidence'] = self.depth_head(levels, image_size)
+                fields['depth'] = depth[..., 0]
+            if 'points' in heads:
+                fields['points'], fields['points_confidence'] = self.point_head(levels, image_size)
+            if 'tracks' in heads and query_points is not None:
+                tracks, fields['visibility'], fields['track_confidence'] = self.track_head(
+                    levels, image_size, query_points
+                )
+                fields['track_iterations'], fields['tracks'] = tracks, tracks[-1]
+        return Prediction(**fields)  # type: ignore[arg-type]
+
+    def rounds_for(self, heads: Collection[str]) -> frozenset[int]:
+        """The rounds that these heads read."""
+        rounds = {self.config.agg.depth - 1}
+        if set(heads) - {'camera'}:
+            rounds.update(self.config.dpt.intermediate_layer_idx)
+        return frozenset(rounds)
+
+    def grid(self, image_size: Size) -> Size:
+        """Patches (h, w) of an image."""
+        return (
+            image_size[0] // self.config.patch_size,
+            image_size[1] // self.config.patch_size,
+        )
+
+    def check_input(
+        self, images: Tensor, query_points: Tensor | None, heads: Collection[str]
+    ) -> None:
+        """
+        :raises ValueError: unless `forward` can run these heads on this input.
+        """
+        unknown = sorted(set(heads) - set(HEADS)) if not isinstance(heads, str) else [heads]
+        if unknown:
+            raise ValueError(f'heads has {unknown}; expected a collection of {list(HEADS)}')
+        if images.ndim != 5 or images.shape[2] != 3:
+            raise ValueError(f'images is {tuple(images.shape)}; expected (B, S, 3, H, W)')
+        if not images.is_floating_point():
+            raise ValueError(f'images is {images.dtype}; expected a float type, values in [0, 1]')
+        if 0 in images.shape:
+            raise ValueError(f'images is {tuple(images.shape)}; expected no empty axis')
+        size, patch = tuple(images.shape[-2:]), self.config.patch_size
+        if any(side % patch for side in size):
+            raise ValueError(f'images are {size[0]} × {size[1]}; expected multiples of {patch}')
+        if query_points is not None and 'tracks' in heads:
+            self._check_tracks(images, query_points)
+
+    def _check_tracks(self, images: Tensor, query_points: Tensor) -> None:
+        batch, shape = images.shape[0], tuple(query_points.shape)
+        if len(shape) != 3 or shape[0] != batch or shape[1] == 0 or shape[2] != 2:
+            raise ValueError(f'query_points is {shape}; expected (B, K, 2) with B = {batch}')
+        if not query_points.is_floating_point():
+            raise ValueError(f'query_points is {query_points.dtype}; expected a float type')
+        track = self.config.track
+        smallest = track.stride * 2 ** (track.corr_levels - 1)
+        if min(images.shape[-2:]) < smallest:
+            raise ValueError(
+                f'images are {images.shape[-2]} × {images.shape[-1]}; tracking with '
+                f'{track.corr_levels} correlation levels needs at least {smallest} pixels a side'
+            )
+
+    def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(tensor.device.type, dtype=self.autocast_dtype)
+
+
+def store_linear_weights(model: VGGT, dtype: torch.dtype) -> None:
+    """Keep the weights of the encoder's and aggregator's linear and convolution layers in `dtype`.
+
+    They make up nearly all of the memory. Autocast would round the same weights to `dtype` at
+    every use, so results are those of autocast over float32 weights, to the bit; it is switched
+    on here. Norms, layer scales, tokens and all heads stay float32.
+    """
+    for module in model.aggregator.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.to(dtype)
+    model.autocast_dtype = dtype

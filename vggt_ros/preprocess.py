@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows become batches: images of the size that the network reads, and the way back.
+
+Resizing is Pillow's antialiased bicubic on 8-bit data, since the published weights were trained
+on it; other resamplers differ by up to 30 grey levels. Colours are only divided by 255: the
+network normalises them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vggt_ros.frames import Frame
+from vggt_ros.settings import PATCH_SIZE
+from vggt_ros.window import Window
+
+_WHITE, _BLACK = 255, 0
+
+Pixels = npt.NDArray[np.uint8]
+Affine = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FittedImage:
+    """One image at the network's size."""
+
+    pixels: Pixels  # (H, W, 3), RGB
+    source_from_network: Affine  # (3, 3): homogeneous pixel of `pixels` to pixel of the source
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One window, ready for the network."""
+
+    images: Tensor  # (S, 3, H, W), RGB in [0, 1], on the CPU; H and W multiples of 14
+    pixels: tuple[Pixels, ...]  # S images (H, W, 3), the same before the conversion to float
+    source_from_network: Affine  # (S, 3, 3): pixel of the network's image to pixel of the source
+    frames: tuple[Frame, ...]  # S frames
+    ids: tuple[int, ...]  # S frame numbers
+    window_id: int
+
+    def newest(self, count: int) -> Batch:
+        """Leave out all but the newest frames."""
+        return Batch(
+            self.images[-count:],
+            self.pixels[-count:],
+            self.source_from_network[-count:],
+            self.frames[-count:],
+            self.ids[-count:],
+            self.window_id,
+        )
+
+
+def preprocess(window: Window, width: int, fit: str, fitted: dict[int, FittedImage]) -> Batch:
+    """
+    Fit the frames of a window to the network.
+
+    :param width: of the network's image, pixels, a multiple of 14.
+    :param fit: 'crop', 'pad' or 'square', see `fit_image`.
+    :param fitted: images fitted before, by frame number; updated to those of this window, so
+        that a frame is resized once however many windows it is part of.
+    """
+    kept = {
+        number: fitted.get(number) or fit_image(frame.image, width, fit)
+        for number, frame in zip(window.ids, window.frames)
+    }
+    fitted.clear()
+    fitted.update(kept)
+    images = unify_sizes(list(kept.values()))
+    return Batch(
+        images=stack_images([image.pixels for image in images]),
+        pixels=tuple(image.pixels for image in images),
+        source_from_network=np.stack([image.source_from_network for image in images]),
+        frames=window.frames,
+        ids=window.ids,
+        window_id=window.window_id,
+    )
+
+
+def fit_image(image: Pixels, width: int, fit: str) -> FittedImage:
+    """
+    Bring one image to the network's size.
+
+    :param image: (H, W, 3), RGB.
+    :param width: target, pixels, a multiple of 14.
+    :param fit: 'crop': to this width, height to the nearest multiple of 14, at most square, the
+        surplus rows cut off evenly. 'pad': the longer side to this width, white bars to a square.
+        'square': black bars to a square, then to this width.
+    :raises ValueError: for an unknown `fit`.
+    """
+    if fit == 'crop':
+        return _crop(image, width)
+    if fit == 'pad':
+        return _pad(image, width)
+    if fit == 'square':
+        return _square(image, width)
+    raise ValueError(f"fit is {fit!r}, expected 'crop', 'pad' or 'square'")
+
+
+def unify_sizes(images: Sequence[FittedImage]) -> list[FittedImage]:
+    """Give images of different sizes the largest height and width, by white bars around them."""
+    height = max(image.pixels.shape[0] for image in images)
+    width = max(image.pixels.shape[1] for image in images)
+    return [_surround(image, height, width) for image in images]
+
+
+def stack_images(images: Sequence[Pixels]) -> Tensor:
+    """Turn S images (H, W, 3) into one tensor (S, 3, H, W) in [0, 1]."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return stacked.to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def _crop(image: Pixels, width: int) -> FittedImage:
+    source_height, source_width = image.shape[:2]
+    height = _whole_patches(source_height * (width / source_width))
+    resized = _resize(image, height, width)
+    top = max((height - width) // 2, 0)
+    kept = resized[top : top + width]
+    back = _scale_pixels(source_width / width, source_height / height) @ _shift_pixels(0, top)
+    return FittedImage(kept, back)
+
+
+def _pad(image: Pixels, side: int) -> FittedImage:
+    source_height, source_width = image.shape[:2]
+    if source_width >= source_height:
+        width, height = side, _whole_patches(source_height * (side / source_width))
+    else:
+        width, height = _whole_patches(source_width * (side / source_height)), side
+    resized = _resize(image, height, width)
+    back = _scale_pixels(source_width / width, source_height / height)
+    return _surround(FittedImage(resized, back), side, side)
+
+
+def _square(image: Pixels, side: int) -> FittedImage:
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    top, left = (longer - height) // 2, (longer - width) // 2
+    canvas = np.full((longer, longer, 3), _BLACK, np.uint8)
+    canvas[top : top + height, left : left + width] = image
+    back = _shift_pixels(-left, -top) @ _scale_pixels(longer / side, longer / side)
+    return FittedImage(_resize(canvas, side, side), back)
+
+
+def _surround(image: FittedImage, height: int, width: int) -> FittedImage:
+    rows, columns = image.pixels.shape[:2]
+    if (rows, columns) == (height, width):
+        return image
+    top, left = (height - rows) // 2, (width - columns) // 2
+    canvas = np.full((height, width, 3), _WHITE, np.uint8)
+    canvas[top : top + rows, left : left + columns] = image.pixels
+    return FittedImage(canvas, image.source_from_network @ _shift_pixels(-left, -top))
+
+
+def _whole_patches(length: float) -> int:
+    """Round to a multiple of the patch size, half to even as the training code does."""
+    return max(round(length / PATCH_SIZE), 1) * PATCH_SIZE
+
+
+def _resize(image: Pixels, height: int, width: int) -> Pixels:
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def _scale_pixels(x: float, y: float) -> Affine:
+    """Scale pixel coordinates about the image's corner, which lies half a pixel outside (0, 0)."""
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+
+
+def _shift_pixels(x: float, y: float) -> Affine:
+    return np.array([[1.0, 0, x], [0, 1, y], [0, 0, 1]])

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What runs while the node is active: intake, worker, publishers of the window, timer and service.
+
+Made by *activate*, ended by *deactivate*; the network, the engine and the map's publishers outlive
+it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from std_srvs.srv import Trigger
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.inference import Network
+from vggt_ros.ros.diagnostics import Diagnostics
+from vggt_ros.ros.intake import ImageIntake
+from vggt_ros.ros.log import RateLimitedLog
+from vggt_ros.ros.parameters import NodeSettings
+from vggt_ros.ros.publish import MapPublishers
+from vggt_ros.ros.transforms import CameraTransforms
+from vggt_ros.ros.worker import InferenceWorker, ReceivedImage
+from vggt_ros.scene_map import MapUpdate
+
+_COUNTED_BEFORE = ('received', 'thinned')  # the engine counts again what is counted here
+
+
+class Pipeline:
+    """From the image topic to the published map."""
+
+    def __init__(
+        self,
+        node: Any,
+        settings: NodeSettings,
+        window_stride: int,
+        network: Network,
+        engine: StreamingEngine,
+        publishers: MapPublishers,
+        counts: Counter[str],
+    ) -> None:
+        """
+        Subscribe and start the worker.
+
+        :param counts: goes on counting; each key is written by one thread.
+        """
+        self._node = node
+        self._engine = engine
+        self._publishers = publishers
+        self._counts = counts
+        self._log = RateLimitedLog(node.get_logger())
+        self._diagnostics = Diagnostics(node, network)
+        self._transforms = CameraTransforms(node, settings, self._log)
+        self._worker = InferenceWorker(
+            engine, self._decode, self._publish, window_stride, counts, self._complain
+        )
+        self._worker.start()
+        self._intake = ImageIntake(node, settings, self._worker.offer, counts, self._complain)
+        self._timer = node.create_timer(settings.diagnostics_period, self._report)
+        self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """
+        End everything.
+
+        :param timeout: seconds that the worker gets for the window that it computes; None: all
+            that it needs.
+        :returns: False if it still computes.
+        """
+        self._intake.destroy()
+        self._node.destroy_timer(self._timer)
+        self._node.destroy_service(self._reset)
+        ended = self._worker.stop(timeout)
+        if ended:
+            self._transforms.destroy()
+            self._diagnostics.destroy()
+        return ended
+
+    def _decode(self, image: ReceivedImage) -> Any:
+        return self._intake.decode(image)
+
+    def _publish(self, update: MapUpdate, newest: ReceivedImage) -> None:
+        poses = self._publishers.publish(update, newest.arrived)
+        self._transforms.publish(update.batch.frames, poses)
+        self._diagnostics.note_output(update, newest.arrived)
+
+    def _complain(self, kind: str, sentence: str) -> None:
+        self._diagnostics.note_error(sentence)
+        self._log.warn(kind, sentence)
+
+    def _report(self) -> None:
+        counts = Counter(self._worker.engine_counts)
+        for key in _COUNTED_BEFORE:
+            del counts[key]
+        counts.update(self._counts.copy())
+        publishers = self._intake.check_publishers()
+        self._diagnostics.publish(counts, publishers, self._engine.window_size)
+
+    def _answer_reset(self, _request: Any, response: Any) -> Any:
+        self._worker.reset('reset was called')
+        response.success = True
+        response.message = 'a new map starts with the next image'
+        return response

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Everything that the node says about the map, except /tf and /diagnostics.
+
+One message per new frame with the frame's own stamp: `~/depth/*` in the image's frame, `~/points`
+and `~/odometry` in the world frame. One message per window: `~/poses`, `~/path`, `~/window`.
+Nothing is built for a topic without subscribers: publishing costs the same whether or not
+somebody listens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from geometry_msgs.msg import Pose, PoseArray, PoseStamped
+from nav_msgs.msg import Odometry, Path
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+from vggt_ros.msg import WindowReport
+from vggt_ros.ros.messages import (
+    make_camera_info,
+    make_cloud,
+    make_float_image,
+    make_header,
+    make_odometry,
+    make_poses,
+    make_window_report,
+)
+from vggt_ros.ros.parameters import NodeSettings
+from vggt_ros.scene_map import MapUpdate
+
+TOPICS: dict[str, Any] = {
+    '~/poses': PoseArray,
+    '~/odometry': Odometry,
+    '~/path': Path,
+    '~/depth/image_rect': Image,
+    '~/depth/confidence': Image,
+    '~/depth/camera_info': CameraInfo,
+    '~/points': PointCloud2,
+    '~/window': WindowReport,
+}
+
+
+def make_qos(reliability: str, depth: int) -> QoSProfile:
+    """
+    Make a QoS profile that keeps the last `depth` messages.
+
+    :param reliability: 'reliable' or 'best_effort'.
+    """
+    policy = {
+        'reliable': QoSReliabilityPolicy.RELIABLE,
+        'best_effort': QoSReliabilityPolicy.BEST_EFFORT,
+    }[reliability]
+    return QoSProfile(depth=depth, reliability=policy)
+
+
+class MapPublishers:
+    """The publishers, and the path so far."""
+
+    def __init__(self, node: Any, settings: NodeSettings) -> None:
+        self._node = node
+        self._settings = settings
+        qos = make_qos(settings.publish_reliability, settings.publish_depth)
+        self._publishers = {
+            topic: node.create_publisher(kind, topic, qos) for topic, kind in TOPICS.items()
+        }
+        self._path: deque[PoseStamped] = deque(maxlen=settings.max_path)
+
+    def publish(self, update: MapUpdate, arrived: float) -> list[Pose]:
+        """
+        Publish one update of the map.
+
+        :param arrived: when the image came that completed the window, `time.monotonic()`.
+        :returns: S poses, camera-to-world.
+        """
+        poses = make_poses(update.map_from_camera)
+        for i, is_new in enumerate(update.is_new):
+            if is_new:
+                self._publish_frame(update, i, poses[i])
+        self._publish_window(update, poses, arrived)
+        return poses
+
+    def destroy(self) -> None:
+        """Take the publishers off the graph."""
+        for publisher in self._publishers.values():
+            self._node.destroy_publisher(publisher)
+        self._publishers.clear()
+
+    def _publish_frame(self, update: MapUpdate, i: int, pose: Pose) -> None:
+        frame = update.batch.frames[i]
+        in_image = make_header(frame.camera_frame, frame.stamp_ns)
+        in_world = make_header(self._settings.world_frame, frame.stamp_ns)
+        geometry = update.reconstruction
+        if publisher := self._heard('~/depth/image_rect'):
+            publisher.publish(make_float_image(in_image, update.depth(i)))
+        if publisher := self._heard('~/depth/confidence'):
+            publisher.publish(make_float_image(in_image, geometry.confidence[i]))
+        if publisher := self._heard('~/depth/camera_info'):
+            height, width = geometry.depth.shape[1:]
+            publisher.publish(make_camera_info(in_image, geometry.intrinsics[i], height, width))
+        if publisher := self._heard('~/points'):
+            publisher.publish(make_cloud(in_world, update.points(i)))
+        if publisher := self._heard('~/odometry'):
+            child = self._settings.camera_frame_prefix
+            publisher.publish(make_odometry(in_world, child, pose))
+
+    def _publish_window(self, update: MapUpdate, poses: list[Pose], arrived: float) -> None:
+        world_frame = self._settings.world_frame
+        frames = update.batch.frames
+        header = make_header(world_frame, frames[-1].stamp_ns)
+        if publisher := self._heard('~/poses'):
+            publisher.publish(PoseArray(header=header, poses=poses))
+        if update.map_started_because:
+            self._path.clear()
+        self._path.extend(
+            PoseStamped(header=make_header(world_frame, frame.stamp_ns), pose=pose)
+            for frame, pose, is_new in zip(frames, poses, update.is_new)
+            if is_new or update.map_started_because
+        )
+        if publisher := self._heard('~/path'):
+            publisher.publish(Path(header=header, poses=list(self._path)))
+        if publisher := self._heard('~/window'):
+            seconds = time.monotonic() - arrived
+            publisher.publish(make_window_report(update, world_frame, poses, seconds))
+
+    def _heard(self, topic: str) -> Any:
+        """Return the topic's publisher if somebody listens, else None."""
+        publisher = self._publishers[topic]
+        return publisher if publisher.get_subscription_count() else None

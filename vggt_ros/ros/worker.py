@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The thread that thinks, so that the executor never waits for the network.
+
+Images wait as messages in a short buffer; the thread decodes one, hands it to the engine and
+publishes what comes out. If images come faster than windows are computed, the buffer is thinned:
+the image goes whose absence leaves the others most evenly spread in time. The engine is told the
+stamps of those left out. Only images are thinned, never windows: a window, once complete, is
+computed.
+
+This is the one place of the node that catches failures: each is logged once, counted, and the
+next image goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Calibration, Frame
+from vggt_ros.reconstruct import PredictionError
+from vggt_ros.ros.convert import ImageError
+from vggt_ros.scene_map import MapUpdate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReceivedImage:
+    """An image message that has not been decoded yet."""
+
+    message: Any  # sensor_msgs/Image or CompressedImage
+    stamp_ns: int  # acquisition time
+    arrived: float  # time.monotonic() in the callback
+    calibration: Calibration | None
+
+
+class InferenceWorker:
+    """One thread and the images waiting for it."""
+
+    def __init__(
+        self,
+        engine: StreamingEngine,
+        decode: Callable[[ReceivedImage], Frame],
+        publish: Callable[[MapUpdate, ReceivedImage], None],
+        capacity: int,
+        counts: Counter[str],
+        complain: Callable[[str, str], None],
+    ) -> None:
+        """
+        Prepare the worker; `start` starts it.
+
+        :param decode: raises ImageError for an image that cannot be used.
+        :param publish: called in the thread, with the image that completed the window.
+        :param capacity: images that may wait: as many as a window takes.
+        :param counts: what happens is counted here.
+        :param complain: takes the kind of a failure and a sentence about it.
+        """
+        self.engine_counts = engine.counts  # a copy, replaced as a whole: safe to read
+        self._counts = counts
+        self._engine = engine
+        self._decode = decode
+        self._publish = publish
+        self._complain = complain
+        self._capacity = capacity
+        self._waiting: list[ReceivedImage] = []
+        self._left_out: list[ReceivedImage] = []  # until an image that came later is taken
+        self._unseen_ns: list[int] = []  # left out before an image that could not be decoded
+        self._last_taken_ns: int | None = None
+        self._reset_reason = ''
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name='vggt_worker', daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """
+        Ask the thread to end after the window that it computes; nothing more is published.
+
+        :param timeout: seconds to wait for it; None: as long as it takes.
+        :returns: True if the thread has ended.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def offer(self, image: ReceivedImage) -> None:
+        """Take an image; returns at once."""
+        with self._changed:
+            self._waiting.append(image)
+            if len(self._waiting) > self._capacity:
+                stamps = [waiting.stamp_ns for waiting in self._waiting]
+                self._left_out.append(
+                    self._waiting.pop(choose_left_out(self._last_taken_ns, stamps))
+                )
+                self._counts['thinned'] += 1
+            self._changed.notify()
+
+    def reset(self, reason: str) -> None:
+        """Start a new map with the next image that arrives; images waiting are given up."""
+        with self._changed:
+            self._counts['given_up_at_reset'] += len(self._waiting)
+            self._waiting.clear()
+            self._left_out.clear()
+            self._reset_reason = reason
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if self._stopping:
+                    return
+                image, skipped_ns, reset_reason = self._take()
+            if reset_reason:
+                self._engine.reset(reset_reason)
+            self._process(image, skipped_ns)
+            self.engine_counts = self._engine.counts
+
+    def _take(self) -> tuple[ReceivedImage, list[int], str]:
+        image = self._waiting.pop(0)
+        self._last_taken_ns = image.stamp_ns
+        earlier = [other for other in self._left_out if other.arrived < image.arrived]
+        self._left_out = [other for other in self._left_out if other.arrived > image.arrived]
+        earlier.sort(key=lambda other: other.arrived)
+        reset_reason, self._reset_reason = self._reset_reason, ''
+        return image, [other.stamp_ns for other in earlier], reset_reason
+
+    def _process(self, image: ReceivedImage, skipped_ns: list[int]) -> None:
+        try:
+            update = self._engine.add(self._decode(image), self._unseen_ns + skipped_ns)
+            self._unseen_ns = []
+            if update is not None and not self._stopping:
+                self._publish(update, image)
+        except ImageError as error:
+            # the engine has not seen these: it judges with the next image that can be decoded
+            self._unseen_ns += skipped_ns
+            kind = f'bad_image_{error.cause}'
+            self._counts[kind] += 1
+            self._complain(kind, f'an image is left out: {error}')
+        except PredictionError as error:
+            self._unseen_ns = []
+            self._complain('rejected_window', f'a window is rejected: {error}')
+        except Exception as error:  # the thread must outlive whatever a model or a driver raises
+            self._unseen_ns = []
+            kind = type(error).__name__
+            self._counts['failures'] += 1
+            logger.debug('the failure in full', exc_info=True)
+            self._complain(kind, f'an image or a window is lost: {kind}: {error}')
+
+
+def choose_left_out(before_ns: int | None, stamps_ns: Sequence[int]) -> int:
+    """
+    Choose the image to leave out: without it the others lie most evenly in time.
+
+    Leaving out image i joins two gaps a and b into one; the sum of squared gaps, smallest for even
+    spacing, grows by 2ab. The newest image stays: it has no gap after it yet.
+
+    :param before_ns: stamp of the image before the first; None if there was none.
+    :param stamps_ns: at least two.
+    :returns: an index into `stamps_ns`.
+    """
+    first = stamps_ns[0] if before_ns is None else before_ns
+    before = (first, *stamps_ns[:-2])
+    growth = [
+        abs((here - earlier) * (later - here))
+        for earlier, here, later in zip(before, stamps_ns, stamps_ns[1:])
+    ]
+    if before_ns is None and len(growth) > 1:
+        return 1 + growth[1:].index(min(growth[1:]))
+    return growth.index(min(growth))

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a window adds to the map: the same geometry, placed.
+
+The map frame is the optical frame of the map's first camera (z forward, x right, y down). Its
+unit is that of the network's first window; it is metres only where a scale source says so, and
+`scale_valid` says whether one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vggt_ros.alignment import Alignment
+from vggt_ros.geometry.camera import unproject
+from vggt_ros.preprocess import Batch
+from vggt_ros.reconstruct import Reconstruction
+from vggt_ros.settings import CloudSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PointCloud:
+    """Coloured points of one camera."""
+
+    xyz: npt.NDArray[np.float32]  # (N, 3), map frame, map unit
+    rgb: npt.NDArray[np.uint8]  # (N, 3)
+    confidence: npt.NDArray[np.float32]  # (N,), 1 and more
+
+
+@dataclass(frozen=True, slots=True)
+class MapUpdate:
+    """One window, placed in the map."""
+
+    map_id: int  # rises by 1 whenever a new map starts
+    map_started_because: str  # '' if the map goes on
+    window_id: int  # counts windows, rejected ones too
+    skipped: int  # images received since the last window that became part of none
+    batch: Batch  # S frames, their numbers and images
+    is_new: tuple[bool, ...]  # S flags: this frame is in no update before
+    reconstruction: Reconstruction
+    alignment: Alignment
+    scale: float  # metres in one map unit, if scale_valid; else 1
+    scale_source: str  # 'none'
+    scale_valid: bool
+    model: str  # name of the network
+    model_trained: bool  # False: random weights, the geometry means nothing
+    seconds: dict[str, float]  # time of each step: preprocess, inference, reconstruct, align
+    settings: CloudSettings
+
+    @property
+    def map_from_camera(self) -> npt.NDArray[np.float64]:
+        """The cameras: (S, 4, 4), rigid, camera-to-map."""
+        return self.alignment.map_from_window.place(self.reconstruction.window_from_camera)
+
+    def depth(self, i: int) -> npt.NDArray[np.float32]:
+        """Depth of frame i along the optical axis: (H, W), map unit, NaN where not trusted."""
+        scale = np.float32(self.alignment.map_from_window.scale)
+        believed = self.reconstruction.confidence[i] >= self.settings.min_confidence
+        return np.where(believed, scale * self.reconstruction.depth[i], np.float32(np.nan))
+
+    def points(self, i: int) -> PointCloud:
+        """Give the points of frame i that are believed, thinned evenly to `max_points`."""
+        confidence = self.reconstruction.confidence[i].ravel()
+        chosen = np.flatnonzero(confidence >= self.settings.min_confidence)
+        if len(chosen) > self.settings.max_points:
+            spread = np.linspace(0, len(chosen) - 1, self.settings.max_points)
+            chosen = chosen[spread.astype(np.intp)]
+        in_camera = unproject(
+            torch.from_numpy(self.reconstruction.depth[i]),
+            torch.from_numpy(self.reconstruction.intrinsics[i]).float(),
+        )
+        in_window = in_camera.reshape(-1, 3).numpy()[chosen]
+        # float32 carries a cloud to 1e-7 of its size; only the transform is put together in 64
+        map_from_camera = self.alignment.map_from_window.matrix() @ (
+            self.reconstruction.window_from_camera[i]
+        )
+        rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
+        xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)
+        return PointCloud(xyz, self.batch.pixels[i].reshape(-1, 3)[chosen], confidence[chosen])

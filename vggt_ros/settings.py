@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of the core, once: name, default, range and description.
+
+The settings are frozen dataclasses, grouped by the step that reads them. Field names are unique
+over all groups, so that the node can offer them as flat ROS parameters and the command line as
+flat flags; both are made from these fields and hold no default of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar('T', bool, int, float, str)
+
+PATCH_SIZE = 14  # image sides are multiples of it; fixed by the patch encoder of every VGGT
+
+
+def setting(
+    default: T,
+    description: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> T:
+    """
+    Declare one setting: a dataclass field with a range and a description.
+
+    :param low: smallest legal value, inclusive.
+    :param high: largest legal value, inclusive.
+    :param choices: the legal values of a text setting; empty: any text.
+    """
+    metadata = {'description': description, 'low': low, 'high': high, 'choices': choices}
+    return field(default=default, metadata=metadata)
+
+
+def check_range(group: object) -> None:
+    """
+    Check every field of a group of settings against its type, range and choices.
+
+    :raises ValueError: with the setting's name, the value found and what was expected.
+    """
+    for entry in fields(group):  # type: ignore[arg-type]
+        _check_value(entry, getattr(group, entry.name))
+
+
+def _check_value(entry: Field[Any], value: object) -> None:
+    expected = type(entry.default)
+    if type(value) is not expected and not (expected is float and type(value) is int):
+        raise ValueError(
+            f'{entry.name} is {value!r} ({type(value).__name__}), expected {expected.__name__}'
+        )
+    low, high = entry.metadata['low'], entry.metadata['high']
+    choices = entry.metadata['choices']
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        # written so that a NaN, which compares false with everything, is refused
+        if low is not None and not value >= low:
+            raise ValueError(f'{entry.name} is {value}, expected at least {low}')
+        if high is not None and not value <= high:
+            raise ValueError(f'{entry.name} is {value}, expected at most {high}')
+    if choices and value not in choices:
+        raise ValueError(f'{entry.name} is {value!r}, expected one of {", ".join(choices)}')
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network runs, where, and on images of which size."""
+
+    checkpoint: str = setting(
+        'untrained',
+        "Weights of the network: 'untrained' (a small network with random weights: the pipeline "
+        'runs, its geometry means nothing), a .safetensors or .pt file with the official key '
+        "names, or a Hugging Face id such as 'facebook/VGGT-1B'. A config.json beside the file "
+        'gives the size of the network; without one it is that of VGGT-1B.',
+    )
+    device: str = setting(
+        'auto', "Torch device: 'auto' (CUDA if there is one, else the CPU), 'cpu', 'cuda:0', ..."
+    )
+    precision: str = setting(
+        'auto',
+        'Number format of the aggregator; the heads always run in float32. auto: bfloat16 on a '
+        'CUDA device that computes it, float16 on an older one, float32 on the CPU.',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    )
+    resolution: int = setting(
+        0,
+        'Width of the image that the network sees, pixels, a multiple of 14; the height follows '
+        'from the aspect ratio. 0: the width that the network was trained for.',
+        low=0,
+        high=2058,
+    )
+    fit: str = setting(
+        'crop',
+        'How an image is brought to that width. crop: by its width, then rows beyond a square are '
+        'cut off above and below (they only exist in upright images); pad: by its longer side, '
+        'white bars make it square; square: black bars make it square.',
+        choices=('crop', 'pad', 'square'),
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+        if self.resolution % PATCH_SIZE:
+            raise ValueError(
+                f'resolution is {self.resolution}, expected 0 or a multiple of {PATCH_SIZE}'
+            )
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How frames are gathered into windows."""
+
+    window_size: int = setting(
+        8, 'Frames that the network sees together; memory and time grow with it.', low=2, high=512
+    )
+    window_stride: int = setting(
+        4,
+        'New frames between two windows. Smaller: poses come more often and windows overlap more; '
+        'larger: less work per frame. Must be smaller than window_size: windows are joined by '
+        'the frames that they share.',
+        low=1,
+        high=511,
+    )
+    min_parallax: float = setting(
+        0.01,
+        'A frame is taken when the median optical flow since the last one taken is at least this '
+        'share of the image width; a standing camera then adds no copies. 0: take every frame.',
+        low=0.0,
+        high=1.0,
+    )
+    max_stamp_gap: float = setting(
+        5.0, 'A longer silence between two received images starts a new map, seconds.', low=0.001
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+        if self.window_stride >= self.window_size:
+            raise ValueError(
+                f'window_stride is {self.window_stride}, expected less than window_size, '
+                f'which is {self.window_size}'
+            )
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """When two windows are believed to show the same scene."""
+
+    max_alignment_residual: float = setting(
+        0.5,
+        'A window is joined to the map only if the depth of the shared frames agrees with the '
+        "map's to this median relative difference after alignment; else a new map starts.",
+        low=0.0,
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    """Which pixels are believed and published."""
+
+    min_confidence: float = setting(
+        1.2,
+        "Pixels whose confidence is lower are NaN in the depth image and absent from the cloud. "
+        "VGGT's confidence begins at 1; 0 accepts every pixel.",
+        low=0.0,
+    )
+    max_points: int = setting(
+        50000, 'Points of one cloud message at most; the cloud is thinned evenly.', low=1
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of the core."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    window: WindowSettings = field(default_factory=WindowSettings)
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> Settings:
+        """
+        Build the groups from flat names.
+
+        :raises ValueError: for a name that no setting has, or a value out of range.
+        """
+        groups = {}
+        unknown = set(values)
+        for group in fields(cls):
+            group_type = _GROUPS[group.name]
+            names = {entry.name for entry in fields(group_type)}
+            groups[group.name] = group_type(**{n: values[n] for n in names & values.keys()})
+            unknown -= names
+        if unknown:
+            raise ValueError(f'no setting is called {", ".join(sorted(unknown))}')
+        return cls(**groups)
+
+
+_GROUPS: dict[str, Any] = {
+    'model': ModelSettings,
+    'window': WindowSettings,
+    'alignment': AlignmentSettings,
+    'cloud': CloudSettings,
+}
+
+
+def all_settings() -> list[Field[Any]]:
+    """List the fields of every group, in the order in which a person should read them."""
+    return [entry for group in _GROUPS.values() for entry in fields(group)]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames become overlapping windows.
+
+`SlidingWindow` takes frames in the order of their arrival, leaves out copies (a standing camera)
+and hands out a `Window` whenever `window_stride` new frames have come and the window is full. It
+judges whether the stream continues: where it does not, the next window starts a new map and says
+why. It never drops a frame that belongs to a window; thinning under load happens before
+(`ros/worker.py`), and is told to it by the stamps of the frames left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from vggt_ros.frames import Frame
+from vggt_ros.settings import WindowSettings
+
+_FLOW_WIDTH = 320  # pixels; the median flow needs no more, and full size would cost 10 ms a frame
+_SAME_PICTURE = 1.0  # mean difference of two views of the same thing by sensor noise, grey levels
+_MIN_CORNERS = 8  # with fewer corners followed, the flow says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The frames that the network sees together, oldest first."""
+
+    window_id: int  # counts the windows handed out
+    frames: tuple[Frame, ...]  # S frames
+    ids: tuple[int, ...]  # S numbers, one for each accepted frame, rising over the whole stream
+    skipped: int  # images received since the last window that did not become part of one
+    starts_map: str  # why a new map begins with this window, '' if the old one goes on
+
+
+class SlidingWindow:
+    """The frames waiting to become a window."""
+
+    def __init__(self, settings: WindowSettings) -> None:
+        self.size = settings.window_size
+        self.stride = settings.window_stride
+        self.counts: Counter[str] = Counter()  # images received, and left out by cause
+        self._min_parallax = settings.min_parallax
+        self._max_gap_ns = round(settings.max_stamp_gap * 1e9)
+        self._frames: list[tuple[int, Frame]] = []
+        self._waiting = 0  # how many of the newest frames have not been in a window
+        self._next_id = 0
+        self._next_window = 0
+        self._last_stamp_ns: int | None = None
+        self._skipped = 0
+        self._starts_map = 'first window'
+        self._view: npt.NDArray[np.uint8] | None = None  # last accepted frame, small and grey
+
+    def add(self, frame: Frame, skipped_stamps_ns: Sequence[int] = ()) -> Window | None:
+        """
+        Take the next frame.
+
+        :param skipped_stamps_ns: stamps of images that were received after the last frame but
+            left out before they got here; the stream is judged with them.
+        :returns: a window if this frame completes one.
+        """
+        self.counts['received'] += 1 + len(skipped_stamps_ns)
+        self.counts['thinned'] += len(skipped_stamps_ns)
+        self._skipped += len(skipped_stamps_ns)
+        if self._last_stamp_ns == frame.stamp_ns or frame.stamp_ns in skipped_stamps_ns:
+            return self._leave_out('duplicate_stamp')
+        broken = self._find_break(frame, skipped_stamps_ns)
+        if broken:
+            self.reset(broken)
+        self._last_stamp_ns = frame.stamp_ns
+        view = _shrink(frame.image) if self._min_parallax > 0 else None
+        if view is not None and self._view is not None:
+            if median_flow(self._view, view) < self._min_parallax:
+                return self._leave_out('no_parallax')
+        self._view = view
+        self._frames.append((self._next_id, frame))
+        self._next_id += 1
+        self._waiting += 1
+        del self._frames[: -self.size]
+        return self._complete()
+
+    def reset(self, reason: str) -> None:
+        """Forget the frames; the next window starts a new map for this reason."""
+        self._frames.clear()
+        self._waiting = 0
+        self._view = None
+        self._last_stamp_ns = None
+        self._starts_map = reason
+
+    def shrink(self, size: int) -> None:
+        """Go on with smaller windows, after the device ran out of memory."""
+        self.size = size
+        self.stride = min(self.stride, size - 1)
+        del self._frames[:-size]
+
+    def _leave_out(self, cause: str) -> None:
+        self.counts[cause] += 1
+        self._skipped += 1
+
+    def _find_break(self, frame: Frame, skipped_stamps_ns: Sequence[int]) -> str:
+        """Say why this frame does not continue the stream, '' if it does."""
+        if self._last_stamp_ns is None:
+            return ''
+        stamps = (self._last_stamp_ns, *skipped_stamps_ns, frame.stamp_ns)
+        steps = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
+        if min(steps) < 0:
+            return f'stamps ran backwards by {-min(steps) * 1e-9:.3f} s'
+        if max(steps) > self._max_gap_ns:
+            return f'stamps jumped forwards by {max(steps) * 1e-9:.3f} s'
+        if not self._frames:
+            return ''
+        last = self._frames[-1][1]
+        if frame.image.shape != last.image.shape:
+            (height, width), (was_height, was_width) = frame.image.shape[:2], last.image.shape[:2]
+            return f'images changed from {was_width}x{was_height} to {width}x{height} pixels'
+        if frame.camera_frame != last.camera_frame:
+            return f"camera frame changed from '{last.camera_frame}' to '{frame.camera_frame}'"
+        return ''
+
+    def _complete(self) -> Window | None:
+        fresh = bool(self._starts_map)  # a new map begins with a whole window of new frames
+        if len(self._frames) < self.size or self._waiting < (self.size if fresh else self.stride):
+            return None
+        ids, frames = zip(*self._frames)
+        window = Window(
+            window_id=self._next_window,
+            frames=frames,
+            ids=ids,
+            skipped=self._skipped,
+            starts_map=self._starts_map,
+        )
+        self._next_window += 1
+        self._waiting = 0
+        self._skipped = 0
+        self._starts_map = ''
+        return window
+
+
+def _shrink(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    small = (_FLOW_WIDTH, max(round(height * _FLOW_WIDTH / width), 1))
+    resized = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
+
+
+def median_flow(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
+    """
+    Measure how far the picture moved: the median length of sparse Lucas-Kanade flow.
+
+    :param before: (h, w) grey image.
+    :param after: (h, w) grey image.
+    :returns: the length as a share of the width; infinity where too little can be followed (a
+        bare wall, a sudden change), so that such a frame is taken rather than lost.
+    """
+    if cv2.norm(before, after, cv2.NORM_L1) < _SAME_PICTURE * before.size:
+        return 0.0
+    corners = cv2.goodFeaturesToTrack(before, 100, 0.01, 8)
+    if corners is None or len(corners) < _MIN_CORNERS:
+        return float('inf')
+    moved, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)  # type: ignore[call-overload]
+    followed = found.ravel() == 1
+    if followed.sum() < _MIN_CORNERS:
+        return float('inf')
+    lengths = np.linalg.norm(moved[followed] - corners[followed], axis=-1)
+    return float(np.median(lengths)) / before.shape[1]
