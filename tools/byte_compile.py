@@ -62,8 +62,10 @@ def main() -> None:
                 print(f'byte-compilation with {python}:\n{error}')
             break
     absent = [version for version in VERSIONS if version not in found]
-    print(f'byte-compiled {len(paths) + 1} files with Python {", ".join(found)}'
-          + (f' (not on this machine: {", ".join(absent)})' if absent else ''))
+    print(
+        f'byte-compiled {len(paths) + 1} files with Python {", ".join(found)}'
+        + (f' (not on this machine: {", ".join(absent)})' if absent else '')
+    )
     sys.exit(failed or not found)
 
 

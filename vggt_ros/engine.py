@@ -114,7 +114,16 @@ class StreamingEngine:
                 half,
             )
             self._sliding.shrink(half)
-            batch = batch.newest(half)
+            batch = batch.select(self._choose_half(batch.ids, half))
+
+    def _choose_half(self, ids: tuple[int, ...], half: int) -> list[int]:
+        """Choose the newest frames, but keep one that lies in the map already, to join it by."""
+        newest = list(range(len(ids) - half, len(ids)))
+        placed = () if self._placed is None else self._placed.ids
+        shared = [i for i, number in enumerate(ids) if number in placed]
+        if shared and shared[-1] < newest[0]:
+            newest[0] = shared[-1]
+        return newest
 
     def _place(
         self,

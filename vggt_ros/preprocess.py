@@ -46,15 +46,15 @@ class Batch:
     ids: tuple[int, ...]  # S frame numbers
     window_id: int
 
-    def newest(self, count: int) -> Batch:
-        """Leave out all but the newest frames."""
+    def select(self, chosen: Sequence[int]) -> Batch:
+        """Keep the frames at these places, in this order."""
         return Batch(
-            self.images[-count:],
-            self.pixels[-count:],
-            self.source_from_network[-count:],
-            self.frames[-count:],
-            self.ids[-count:],
-            self.window_id,
+            images=self.images[list(chosen)],
+            pixels=tuple(self.pixels[i] for i in chosen),
+            source_from_network=self.source_from_network[list(chosen)],
+            frames=tuple(self.frames[i] for i in chosen),
+            ids=tuple(self.ids[i] for i in chosen),
+            window_id=self.window_id,
         )
 
 

@@ -59,7 +59,7 @@ def fill(model: nn.Module, salt: str, probe_scale: float = 1.0) -> None:
 
 
 def is_probe(name: str, tensor: Tensor) -> bool:
-    """Whether `probe_scale` applies: vectors but for LayerScale, tokens, and the patches' way in."""
+    """Whether `probe_scale` applies: vectors but LayerScale, tokens, and the patches' way in."""
     leaf = name.rsplit('.', 1)[-1]
     return (
         (tensor.ndim == 1 and leaf != 'gamma')

@@ -48,6 +48,8 @@ class Aggregator(nn.Module):
         self, patch_tokens: Tensor, grid: tuple[int, int], rounds: Collection[int]
     ) -> dict[int, Tensor]:
         """
+        Run all rounds.
+
         :param patch_tokens: (B, S, P, C) of the frames in window order.
         :param grid: (h, w) patches, h·w = P.
         :param rounds: which rounds to keep.

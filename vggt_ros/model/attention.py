@@ -16,7 +16,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 # (..., N, D) queries, (..., M, D) keys and values → (..., N, D)
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -26,7 +26,7 @@ RopeTable = tuple[Tensor, Tensor]
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q kᵀ / √D) v by torch's fused kernels."""
-    return F.scaled_dot_product_attention(q, k, v)
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,6 +71,8 @@ class Rope(nn.Module):
 
     def forward(self, tokens: Tensor, table: RopeTable) -> Tensor:
         """
+        Rotate queries or keys.
+
         :param tokens: (B, heads, S·T, D), whole frames of T tokens one after the other.
         :param table: of T positions.
         """
@@ -122,7 +124,7 @@ class CrossAttention(nn.Module):
         """x: (B, N, C), context: (B, M, C) → (B, N, C)."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(source, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            functional.linear(source, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for source, weight, bias in zip((x, context, context), weights, biases, strict=True)
         )
         attended = self.attend(q, k, v)

@@ -53,6 +53,8 @@ class CameraHead(nn.Module):
 
     def forward(self, camera_tokens: Tensor) -> list[Tensor]:
         """
+        Find the poses of all frames.
+
         :param camera_tokens: (B, S, 2C), token 0 of each frame in the last round.
         :returns: one (B, S, 9) per refinement step, the last is the best.
         """

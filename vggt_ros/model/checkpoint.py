@@ -112,8 +112,8 @@ def _download(repository: str) -> Path:
         return Path(hf_hub_download(repository, name))
     except Exception as error:  # its own classes and those of whichever HTTP client it uses
         raise CheckpointError(
-            f'{repository} is no local file, and {name} could not be fetched from the Hugging Face '
-            f'hub: {_first_line(error)}'
+            f'{repository} is no local file, and {name} could not be fetched from the hub: '
+            f'{_first_line(error)}'
         ) from error
 
 
@@ -151,6 +151,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _verify(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     """
+    Compare a checkpoint with what it is to fill.
+
     :raises CheckpointError: unless every target can be filled and nothing is left over.
     """
     missing = [key for key in targets if key not in tensors]

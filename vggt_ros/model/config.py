@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 # Not settings of a network: who made the description, and the golden case that it belongs to.
 IGNORED_FIELDS = frozenset({'name', '_case'})
@@ -208,7 +208,7 @@ class VGGTConfig:
         for name, group in GROUPS.items():
             if name in known:
                 known[name] = _read_group(name, group, known[name])
-        return _read_group('VGGTConfig', cls, known)
+        return cast(VGGTConfig, _read_group('VGGTConfig', cls, known))
 
     def to_dict(self) -> dict[str, Any]:
         """The nested plain form: `from_dict(config.to_dict()) == config`, also through JSON."""
@@ -246,8 +246,9 @@ def _check_numbers(prefix: str, group: Any) -> None:
         value = getattr(group, item.name)
         default = getattr(defaults, item.name) if defaults is not None else item.default
         if not isinstance(default, (bool, int, float, tuple)):
-            if not isinstance(value, GROUPS[item.name]):
-                raise ValueError(f'{item.name} is {value!r}; expected {GROUPS[item.name].__name__}')
+            kind = GROUPS[item.name]
+            if not isinstance(value, kind):
+                raise ValueError(f'{item.name} is {value!r}; expected {kind.__name__}')
             continue
         name = f'{prefix}{item.name}'
         if isinstance(default, bool):

@@ -15,7 +15,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from vggt_ros.model.config import VGGTConfig
 
@@ -126,6 +126,8 @@ class DenseDecoder(nn.Module):
 
     def decode(self, levels: Sequence[Tensor], image_size: Size, out_size: Size) -> Tensor:
         """
+        Fuse the rounds into one map.
+
         :param levels: four (N, P, 2C), patch tokens of the rounds, early to late.
         :param image_size: of the images that the tokens stand for, in pixels.
         :returns: (N, out_features, *out_size).
@@ -170,6 +172,8 @@ class DenseHead(DenseDecoder):
         self, config: VGGTConfig, values: int, activate: Callable[[Tensor], Tensor]
     ) -> None:
         """
+        Build a decoder with an output per pixel.
+
         :param values: numbers per pixel, without the confidence.
         :param activate: what makes values of the raw output.
         """
@@ -186,6 +190,8 @@ class DenseHead(DenseDecoder):
 
     def forward(self, levels: Sequence[Tensor], image_size: Size) -> tuple[Tensor, Tensor]:
         """
+        Decode frames, each by itself.
+
         :param levels: four (B, S, P, 2C), of all frames or of some.
         :returns: values (B, S, H, W, V) and confidence (B, S, H, W), at least 1.
         """
@@ -222,14 +228,15 @@ def axis_code(count: int, extent: float, channels: int) -> Tensor:
     """
     end = extent * (count - 1) / count
     places = torch.linspace(-end, end, count, dtype=torch.float64)
-    frequencies = CODE_BASE ** -(torch.arange(channels // 2, dtype=torch.float64) / (channels // 2))
-    angles = frequencies[:, None] * places
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float64) / half
+    angles = CODE_BASE ** -exponents[:, None] * places
     return CODE_STRENGTH * torch.cat((angles.sin(), angles.cos()))
 
 
 def resize(features: Tensor, size: Size) -> Tensor:
     """Bilinear, corner pixels on corner pixels."""
-    return F.interpolate(features, size=size, mode='bilinear', align_corners=True)
+    return functional.interpolate(features, size=size, mode='bilinear', align_corners=True)
 
 
 def size_of(features: Tensor) -> Size:

@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from vggt_ros.model.block import Block
 from vggt_ros.model.config import VGGTConfig
@@ -68,6 +68,8 @@ class PatchEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """
+        Encode frames, each by itself.
+
         :param images: (N, 3, H, W), RGB in [0, 1].
         :returns: (N, P, C) patch tokens after the final norm.
         """
@@ -87,7 +89,7 @@ class PatchEncoder(nn.Module):
             return self.pos_embed
         code = self.pos_embed.float()
         grid = code[:, 1:].unflatten(1, (self.grid_size, self.grid_size)).permute(0, 3, 1, 2)
-        grid = F.interpolate(
+        grid = functional.interpolate(
             grid, size=(h, w), mode='bicubic', align_corners=False, antialias=True
         )
         return torch.cat((code[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)

@@ -15,7 +15,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from vggt_ros.model.block import Mlp
 from vggt_ros.model.config import TrackConfig, VGGTConfig
@@ -59,6 +59,8 @@ class TrackHead(nn.Module):
         self, levels: Sequence[Tensor], image_size: Size, query_points: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """
+        Follow the queries.
+
         :param levels: four (B, S, P, 2C) of all frames.
         :param query_points: (B, K, 2) as (x, y) in pixels of frame 0.
         :returns: tracks (B, S, K, 2) in pixels after each iteration, the last is the best;
@@ -93,6 +95,8 @@ class Tracker(nn.Module):
         self, feature_maps: Tensor, query_points: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """
+        Follow the queries in given features.
+
         :param feature_maps: (B, S, D, h, w).
         :param query_points: (B, K, 2) in image pixels of frame 0.
         :returns: as `TrackHead.forward`.
@@ -162,14 +166,12 @@ def correlation_pyramid(maps: Tensor, levels: int) -> list[Tensor]:
     """(B, S, D, h, w) and its averages over 2 × 2, 4 × 4, … cells."""
     pyramid = [maps]
     for _ in range(levels - 1):
-        smaller = F.avg_pool2d(pyramid[-1].flatten(0, 1), 2)
+        smaller = functional.avg_pool2d(pyramid[-1].flatten(0, 1), 2)
         pyramid.append(smaller.unflatten(0, maps.shape[:2]))
     return pyramid
 
 
-def correlate(
-    pyramid: Sequence[Tensor], coords: Tensor, features: Tensor, radius: int
-) -> Tensor:
+def correlate(pyramid: Sequence[Tensor], coords: Tensor, features: Tensor, radius: int) -> Tensor:
     """Similarity of each point's feature with the window around it in every level.
 
     The features are sampled first and multiplied then, which is the same by linearity as
@@ -201,7 +203,7 @@ def sample(maps: Tensor, points: Tensor, padding_mode: str) -> Tensor:
     height, width = size_of(maps)
     x, y = points.unbind(dim=-1)
     places = torch.stack((2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1), dim=-1)
-    values = F.grid_sample(
+    values = functional.grid_sample(
         maps,
         places[:, None],
         mode='bilinear',
@@ -212,7 +214,7 @@ def sample(maps: Tensor, points: Tensor, padding_mode: str) -> Tensor:
 
 
 def flow_code(flow: Tensor, channels: int) -> Tensor:
-    """(…, 2) pixels → (…, channels): x then y, each sine and cosine in turn, linear frequencies."""
+    """(…, 2) pixels → (…, channels): x then y, sine and cosine in turn, linear frequencies."""
     half = channels // 2
     steps = torch.arange(0, half, 2, device=flow.device, dtype=flow.dtype)
     angles = flow[..., None] * (steps * (FLOW_CODE_SPAN / half))

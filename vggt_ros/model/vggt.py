@@ -49,6 +49,8 @@ class VGGT(nn.Module):
         heads: Collection[str] = HEADS,
     ) -> Prediction:
         """
+        Run the heads on a batch of windows.
+
         :param images: (B, S, 3, H, W), RGB in [0, 1]; H and W multiples of the patch size.
         :param query_points: (B, K, 2) as (x, y) in pixels of frame 0; without them no tracks.
         :param heads: which of 'camera', 'depth', 'points', 'tracks' to run.
@@ -123,7 +125,9 @@ class VGGT(nn.Module):
         self, images: Tensor, query_points: Tensor | None, heads: Collection[str]
     ) -> None:
         """
-        :raises ValueError: unless `forward` can run these heads on this input.
+        Refuse what `forward` cannot run.
+
+        :raises ValueError: naming what was found and what was expected.
         """
         unknown = sorted(set(heads) - set(HEADS)) if not isinstance(heads, str) else [heads]
         if unknown:

@@ -109,7 +109,8 @@ def check_image(message: Any) -> Encoding:
         )
     if encoding.channels == 2 and width % 2:
         raise ImageError(
-            'odd_size', f'a {message.encoding} image is {width} pixels wide, expected an even width'
+            'odd_size',
+            f'a {message.encoding} image is {width} pixels wide, expected an even width',
         )
     if 'bayer' in message.encoding and min(width, height) < _SMALLEST_BAYER:
         raise ImageError(

@@ -21,8 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Calibration, Frame
 from vggt_ros.reconstruct import PredictionError

@@ -95,7 +95,7 @@ def _centre_furniture(random: torch.Generator) -> list[Solid]:
     forward = torch.tensor([math.cos(yaw), math.sin(yaw), 0.0])
     side = torch.tensor([-math.sin(yaw), math.cos(yaw), 0.0])
     up = torch.tensor([0.0, 0.0, 1.0])
-    vase = _uniform(random, (0.08, 0.08, 0.15), (0.14, 0.14, 0.3))
+    vase = _uniform(random, (0.08, 0.15), (0.14, 0.3))[[0, 0, 1]]
     ball = _uniform(random, [0.12], [0.2]).expand(3)
     parcel = _uniform(random, (0.1, 0.1, 0.06), (0.18, 0.16, 0.15))
     stool = _uniform(random, (0.2, 0.2, 0.2), (0.25, 0.25, 0.25))

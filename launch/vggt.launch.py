@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Start the node, bring it to *active*, and RViz on demand.
+
+    ros2 launch vggt_ros vggt.launch.py image_topic:=/camera/image_raw rviz:=true
+
+Event handlers bring the node up, the same way on Humble, Jazzy and Kilted; the `autostart` of
+newer launch_ros does not exist on Humble. Settings keep the node's own defaults: `checkpoint` and
+`device` are handed on only where they are given.
+"""
+
+import os
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.events import matches_action
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+CONFIG = os.path.join(get_package_share_directory('vggt_ros'), 'config')
+PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+RVIZ_TOPICS = ('poses', 'path', 'odometry', 'points', 'depth/image_rect', 'depth/confidence')
+
+ARGUMENTS = {
+    'namespace': ('', 'namespace of the node and of its relative topics'),
+    'node_name': ('vggt', 'name of the node'),
+    'image_topic': ('image_raw', 'topic of the images; JPEG or PNG on <image_topic>/compressed'),
+    'camera_info_topic': ('camera_info', "topic of the camera's calibration"),
+    'checkpoint': ('', 'weights of the network; empty: as in the params file'),
+    'device': ('', 'torch device; empty: as in the params file'),
+    'params_file': (os.path.join(CONFIG, 'vggt.yaml'), 'parameter file; empty: none'),
+    'use_sim_time': ('false', 'take the time from /clock'),
+    'rviz': ('false', 'start RViz too'),
+    'log_level': ('info', 'debug, info, warn, error or fatal'),
+    'autostart': ('true', 'configure and activate the node'),
+    'fastdds_profile': (
+        os.path.join(CONFIG, 'fastdds.xml'),
+        'Fast DDS profile for large messages, unless the environment names one; empty: none',
+    ),
+}
+
+
+def generate_launch_description():
+    """List the arguments; what they mean for the actions is known when they are."""
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, (default, description) in ARGUMENTS.items()
+            ),
+            OpaqueFunction(function=_start),
+        ]
+    )
+
+
+def _start(context):
+    values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    node = _make_node(values)
+    actions = [*_set_profile(values['fastdds_profile']), node]
+    if _is_true(values['autostart']):
+        actions += _bring_up(node)
+    if _is_true(values['rviz']):
+        actions.append(_make_rviz(values))
+    return actions
+
+
+def _make_node(values):
+    parameters = [values['params_file']] if values['params_file'] else []
+    parameters.append({'use_sim_time': _is_true(values['use_sim_time'])})
+    parameters += [{name: values[name]} for name in ('checkpoint', 'device') if values[name]]
+    return LifecycleNode(
+        package='vggt_ros',
+        executable='vggt_node',
+        name=values['node_name'],
+        namespace=values['namespace'],
+        parameters=parameters,
+        remappings=[
+            ('image_raw', values['image_topic']),
+            ('image_raw/compressed', f'{values["image_topic"]}/compressed'),
+            ('camera_info', values['camera_info_topic']),
+        ],
+        arguments=['--ros-args', '--log-level', values['log_level']],
+        output='screen',
+    )
+
+
+def _bring_up(node):
+    """Configure now; activate when configured. A failure leaves the node unconfigured."""
+
+    def change(transition):
+        return EmitEvent(
+            event=ChangeState(
+                lifecycle_node_matcher=matches_action(node), transition_id=transition
+            )
+        )
+
+    when_configured = OnStateTransition(
+        target_lifecycle_node=node,
+        start_state='configuring',
+        goal_state='inactive',
+        entities=[change(Transition.TRANSITION_ACTIVATE)],
+    )
+    return [RegisterEventHandler(when_configured), change(Transition.TRANSITION_CONFIGURE)]
+
+
+def _make_rviz(values):
+    place = '/'.join(['', *values['namespace'].strip('/').split('/'), values['node_name']])
+    place = place.replace('//', '/')
+    return Node(
+        package='rviz2',
+        executable='rviz2',
+        arguments=['-d', os.path.join(CONFIG, 'vggt.rviz')],
+        parameters=[{'use_sim_time': _is_true(values['use_sim_time'])}],
+        remappings=[(f'/vggt/{topic}', f'{place}/{topic}') for topic in RVIZ_TOPICS]
+        + [('/image_raw', values['image_topic'])],
+        namespace=values['namespace'],
+    )
+
+
+def _set_profile(profile):
+    if not profile or any(name in os.environ for name in PROFILE_VARIABLES):
+        return []
+    return [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
+
+
+def _is_true(text):
+    if text.lower() not in ('true', 'false'):
+        raise ValueError(f"a launch argument is '{text}', expected true or false")
+    return text.lower() == 'true'

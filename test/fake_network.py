@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A network that knows the truth, for tests of everything around the real one.
+
+The truth is a pure function of the stamp: a camera moves smoothly through an empty box-shaped
+room, and the depth of each pixel is where its ray meets a wall. Like a real network, the fake
+tells it in a frame and a unit of its own for every window; both follow from the window's number,
+so that runs can be repeated.
+
+It fails on demand: where the first pixel of an image has one of the values of `Failure`, the
+first window that contains that image fails in that way.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+
+from vggt_ros.geometry.camera import encode_pose, invert_rigid
+from vggt_ros.geometry.rotation import matrix_from_quaternion
+from vggt_ros.model.prediction import Prediction
+
+ROOM = np.array([4.0, 3.0, 5.0])  # half the room's extent in x, y, z, metres
+FIELD_OF_VIEW = 1.2  # horizontal, radians; pixels are square
+CONFIDENCE, LOW_CONFIDENCE = 5.0, 1.0  # the leftmost column of each image is not to be trusted
+
+
+class Failure(IntEnum):
+    """Red value of an image's first pixel that makes the network fail."""
+
+    NAN = 201  # one depth is not a number
+    ABSURD = 202  # depth beyond every room
+    OUT_OF_MEMORY = 203
+    SURPRISE = 204  # an exception that nobody expects
+
+
+class FakeNetwork:
+    """The truth in a random frame and scale."""
+
+    name = 'fake'
+    trained = True
+    device = 'cpu'
+    precision = 'float32'
+
+    def __init__(self, seconds: float = 0.0, image_width: int = 56) -> None:
+        """
+        Prepare the fake.
+
+        :param seconds: how long it takes for each window.
+        :param image_width: of the images that it wants, pixels.
+        """
+        self.image_width = image_width
+        self._seconds = seconds
+        self._failed: set[int] = set()  # stamps of the images that have made it fail
+
+    def __call__(self, batch: Any, heads: tuple[str, ...]) -> Prediction:
+        """Say what the cameras of this batch really see."""
+        if not set(heads) <= {'camera', 'depth'}:
+            raise ValueError(f'the fake network is asked for {heads}, it has camera and depth')
+        time.sleep(self._seconds)
+        failure = self._find_failure(batch)
+        if failure is Failure.OUT_OF_MEMORY:
+            raise torch.cuda.OutOfMemoryError('the fake device has no memory left')
+        if failure is Failure.SURPRISE:
+            raise RuntimeError('the fake network has a bad day')
+        height, width = batch.images.shape[-2:]
+        stamps = [frame.stamp_ns for frame in batch.frames]
+        scale, window_from_room = random_frame(batch.window_id)
+        window_from_camera = window_from_room @ true_cameras(stamps)
+        window_from_camera[:, :3, 3] *= scale
+        depth = scale * np.stack([true_depth(stamp, height, width) for stamp in stamps])
+        if failure is Failure.NAN:
+            depth[-1, 3, 4] = np.nan
+        if failure is Failure.ABSURD:
+            depth[-1, 3, 4] = 1e9
+        confidence = torch.full((1, len(stamps), height, width), CONFIDENCE)
+        confidence[..., 0] = LOW_CONFIDENCE
+        intrinsics = torch.from_numpy(true_intrinsics(height, width)).expand(len(stamps), 3, 3)
+        camera_from_window = invert_rigid(torch.from_numpy(window_from_camera))
+        encodings = encode_pose(camera_from_window, intrinsics, height, width)
+        return Prediction(
+            pose_encodings=[encodings.unsqueeze(0)],
+            depth=torch.from_numpy(depth).float().unsqueeze(0),
+            depth_confidence=confidence,
+        )
+
+    def _find_failure(self, batch: Any) -> Failure | None:
+        for frame in batch.frames:
+            value = int(frame.image[0, 0, 0])
+            if value in set(Failure) and frame.stamp_ns not in self._failed:
+                self._failed.add(frame.stamp_ns)
+                return Failure(value)
+        return None
+
+
+def true_cameras(stamps_ns: list[int]) -> np.ndarray:
+    """
+    Say where the cameras are.
+
+    :returns: (S, 4, 4), `room_from_camera`, metres.
+    """
+    t = np.array(stamps_ns) * 1e-9
+    yaw, pitch = 0.4 * np.sin(0.5 * t), 0.1 * np.sin(0.8 * t)
+    # about y, then about x, as a quaternion x, y, z, w
+    quaternion = np.stack(
+        (
+            np.cos(yaw / 2) * np.sin(pitch / 2),
+            np.sin(yaw / 2) * np.cos(pitch / 2),
+            -np.sin(yaw / 2) * np.sin(pitch / 2),
+            np.cos(yaw / 2) * np.cos(pitch / 2),
+        ),
+        -1,
+    )
+    cameras = np.tile(np.eye(4), (len(t), 1, 1))
+    cameras[:, :3, :3] = matrix_from_quaternion(torch.from_numpy(quaternion)).numpy()
+    cameras[:, :3, 3] = np.stack(
+        (1.5 * np.sin(0.4 * t), 0.3 * np.sin(0.6 * t), 1.5 * np.cos(0.3 * t)), -1
+    )
+    return cameras
+
+
+def true_intrinsics(height: int, width: int) -> np.ndarray:
+    """Return the camera matrix (3, 3) for an image of this size, in the network's convention."""
+    focal = (width / 2) / np.tan(FIELD_OF_VIEW / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
+def true_depth(stamp_ns: int, height: int, width: int) -> np.ndarray:
+    """
+    Measure the depth along the optical axis, in metres.
+
+    :returns: (H, W).
+    """
+    return meet_walls(stamp_ns, height, width)[0]
+
+
+def meet_walls(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Follow the ray of each pixel to a wall.
+
+    :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
+    """
+    camera = true_cameras([stamp_ns])[0]
+    rows, columns = np.indices((height, width), float)
+    pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
+    rays = pixels @ np.linalg.inv(true_intrinsics(height, width)).T @ camera[:3, :3].T
+    with np.errstate(divide='ignore'):
+        to_walls = (np.sign(rays) * ROOM - camera[:3, 3]) / rays
+    depth = np.where(rays == 0, np.inf, to_walls).min(-1)
+    return depth, camera[:3, 3] + depth[..., None] * rays
+
+
+def random_frame(window_id: int) -> tuple[float, np.ndarray]:
+    """
+    Choose how the network tells the truth about this window.
+
+    :returns: scale, and `window_from_room` (4, 4), rigid.
+    """
+    generator = np.random.default_rng(window_id)
+    window_from_room = np.eye(4)
+    quaternion = torch.from_numpy(generator.normal(size=4))
+    window_from_room[:3, :3] = matrix_from_quaternion(quaternion).numpy()
+    window_from_room[:3, 3] = generator.normal(size=3)
+    return float(np.exp(generator.uniform(-1, 1))), window_from_room

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The node as its users see it: a process of its own, reached over DDS only.
+
+`NodeProcess` starts `fake_node.py` in a ROS domain of its own; `Driver` is the rest of the robot:
+it drives the lifecycle, publishes images and keeps everything that comes back.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+
+from vggt_ros.ros.messages import make_header, ns_from_time
+from vggt_ros.ros.publish import TOPICS
+
+HERE = Path(__file__).resolve().parent
+SIZE, STRIDE = 8, 6  # the stride is large, so that a slow test machine thins nothing
+ARGUMENTS = {
+    'min_parallax': 0.0,
+    'window_size': SIZE,
+    'window_stride': STRIDE,
+    'image_reliability': 'reliable',
+    'image_depth': 100,
+    'publish_depth': 100,
+    'diagnostics_period': 0.1,
+}
+BASE_NS = 1_000_000_000_000
+PERIOD_NS = 100_000_000
+COLOUR = (40, 90, 160)
+TRANSITIONS = {
+    'configure': Transition.TRANSITION_CONFIGURE,
+    'activate': Transition.TRANSITION_ACTIVATE,
+    'deactivate': Transition.TRANSITION_DEACTIVATE,
+    'cleanup': Transition.TRANSITION_CLEANUP,
+}
+
+
+def stamp_of(number):
+    return BASE_NS + round(number * PERIOD_NS)
+
+
+def make_image(number, width=64, height=48, frame='camera', red=COLOUR[0]):
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:] = (COLOUR[2], COLOUR[1], red)
+    return Image(
+        header=make_header(frame, stamp_of(number)),
+        height=height,
+        width=width,
+        encoding='bgr8',
+        step=3 * width,
+        data=array.array('B', pixels.tobytes()),
+    )
+
+
+class NodeProcess:
+    """The node with the fake network, running."""
+
+    def __init__(self, domain, log, seconds=0.0, **parameters):
+        arguments = ['--ros-args']
+        for name, value in {**ARGUMENTS, **parameters}.items():
+            arguments += ['-p', f'{name}:={value}']
+        self.log = log
+        with open(log, 'w') as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / 'fake_node.py'), *arguments],
+                env={
+                    **os.environ,
+                    'ROS_DOMAIN_ID': str(domain),
+                    'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+                    'PYTHONPATH': os.pathsep.join(
+                        [str(HERE.parent), os.environ.get('PYTHONPATH', '')]
+                    ),
+                    'FAKE_SECONDS': str(seconds),
+                },
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def status(self, key):
+        """Read a number from /proc, such as Threads or VmRSS (KiB)."""
+        for line in Path(f'/proc/{self.process.pid}/status').read_text().splitlines():
+            if line.startswith(f'{key}:'):
+                return int(line.split()[1])
+        raise KeyError(key)
+
+    def said(self):
+        return self.log.read_text()
+
+    def leave(self, number=signal.SIGINT):
+        """Send a signal; return the exit code and the seconds it took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        code = self.process.wait(10)
+        return code, time.monotonic() - started
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Driver:
+    """The other side of every topic and service of the node."""
+
+    def __init__(self, domain, topics=tuple(TOPICS)):
+        os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node('driver', context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.got = {}
+        qos = QoSProfile(depth=200)
+        for topic in topics:
+            self._listen(TOPICS[topic], topic.replace('~', '/vggt'), topic[2:], qos)
+        self._listen(TFMessage, '/tf', 'tf', qos)
+        self._listen(DiagnosticArray, '/diagnostics', 'diagnostics', qos)
+        self.images = self.node.create_publisher(Image, 'image_raw', qos)
+        self.jpegs = self.node.create_publisher(CompressedImage, 'image_raw/compressed', qos)
+        self.infos = self.node.create_publisher(CameraInfo, 'camera_info', qos)
+        services = {
+            'change_state': ChangeState,
+            'get_state': GetState,
+            'set_parameters': SetParameters,
+            'reset': Trigger,
+        }
+        self.clients = {
+            name: self.node.create_client(kind, f'/vggt/{name}') for name, kind in services.items()
+        }
+
+    def _listen(self, kind, topic, name, qos):
+        self.got[name] = []
+        self.node.create_subscription(kind, topic, self.got[name].append, qos)
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def spin_until(self, condition, seconds=10.0, what='it'):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f'waited {seconds} s for {what} in vain'
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def spin_for(self, seconds):
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.executor.spin_once(timeout_sec=left)
+
+    def call(self, service, request, seconds=40.0):
+        client = self.clients[service]
+        self.spin_until(client.service_is_ready, seconds, service)
+        future = client.call_async(request)
+        self.spin_until(future.done, seconds, f'the answer of {service}')
+        return future.result()
+
+    def change(self, *names):
+        """Ask for transitions; return whether the last one succeeded."""
+        for name in names:
+            request = ChangeState.Request(transition=Transition(id=TRANSITIONS[name]))
+            answer = self.call('change_state', request)
+        return answer.success
+
+    def state(self):
+        return self.call('get_state', GetState.Request()).current_state.label
+
+    def set(self, **values):
+        parameters = [Parameter(name, value=v).to_parameter_msg() for name, v in values.items()]
+        return self.call('set_parameters', SetParameters.Request(parameters=parameters)).results[0]
+
+    def settle(self, publisher=None):
+        """Wait until node and driver have found each other's topics; forget what came."""
+        publisher = publisher or self.images
+        self.spin_until(lambda: publisher.get_subscription_count() > 0, what='the subscription')
+        self.got['diagnostics'].clear()
+        self.spin_until(lambda: self.got['diagnostics'], what='diagnostics')
+        self.spin_for(0.15)
+        for messages in self.got.values():
+            messages.clear()
+
+    def send(self, numbers, pause=0.02, **how):
+        """Publish images of our picture, with pauses."""
+        for number in numbers:
+            self.images.publish(make_image(number, **how))
+            self.spin_for(pause)
+
+    def wait_windows(self, count, seconds=10.0):
+        self.spin_until(lambda: len(self.got['window']) >= count, seconds, f'{count} windows')
+        return self.got['window']
+
+    def health(self):
+        """Wait for a fresh diagnostics message; return status and values."""
+        self.got['diagnostics'].clear()
+        self.spin_until(lambda: len(self.got['diagnostics']) > 1, what='diagnostics')
+        status = self.got['diagnostics'][-1].status[0]
+        return status, {pair.key: pair.value for pair in status.values}
+
+    def wait_health(self, seconds=5.0, **expected):
+        """Wait until the diagnostics say this."""
+        deadline = time.monotonic() + seconds
+        expected = {key: str(value) for key, value in expected.items()}
+        while True:
+            status, values = self.health()
+            if all(values.get(key) == value for key, value in expected.items()):
+                return status, values
+            assert time.monotonic() < deadline, f'{values} but expected {expected}'
+
+
+def by_stamp(messages):
+    return {ns_from_time(message.header.stamp): message for message in messages}

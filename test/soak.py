@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""
+A camera at 30 Hz and a network that is much too slow, for as long as you like.
+
+    python3 test/soak.py --minutes 10
+
+Latency must stay bounded, images must be thinned and counted, no window may be dropped, memory
+must not grow. The ordinary test does the same for some seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from node_process import SIZE, STRIDE, Driver, NodeProcess, make_image
+
+RATE = 30.0  # images per second
+STAMP_STEP = 1 / 3  # image numbers per image: stamps of 30 Hz, as `make_image` counts 10 Hz
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a soak measured."""
+
+    sent: int
+    windows: int
+    thinned: int
+    median_latency: float  # seconds from the newest image of a window to its publication
+    worst_latency: float
+    memory_growth: float  # MiB, over the second half
+
+    def __str__(self) -> str:
+        return (
+            f'{self.sent} images sent, {self.windows} windows, {self.thinned} images thinned, '
+            f'latency median {self.median_latency:.2f} s, worst {self.worst_latency:.2f} s, '
+            f'memory grew by {self.memory_growth:.1f} MiB in the second half'
+        )
+
+
+def run_soak(node: NodeProcess, driver: Driver, minutes: float, network_seconds: float) -> Figures:
+    """
+    Stream into a node and check what comes out.
+
+    :raises AssertionError: if a window is missing, the latency grows or an image is not counted.
+    """
+    assert driver.change('configure', 'activate')
+    driver.settle()
+    sent, halfway = 0, 0
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < 60 * minutes:
+        if elapsed > 30 * minutes and not halfway:
+            halfway = node.status('VmRSS')
+        if sent <= elapsed * RATE:
+            driver.images.publish(make_image(sent * STAMP_STEP))
+            sent += 1
+        driver.spin_for(max(started + sent / RATE - time.monotonic(), 0.0005))
+    growth = (node.status('VmRSS') - halfway) / 1024
+    driver.spin_for(3 * network_seconds)
+    _, values = driver.health()
+    reports = driver.got['window']
+    latencies = np.array([report.total_seconds for report in reports])
+    thinned = int(values['thinned'])
+    assert int(values['received']) == sent
+    assert [report.window_id for report in reports] == list(range(len(reports)))
+    assert {report.map_id for report in reports} == {0}
+    assert {report.overlap for report in reports[1:]} == {SIZE - STRIDE}
+    used = SIZE + STRIDE * (len(reports) - 1)
+    assert sent - thinned - used in range(STRIDE), (sent, thinned, used)
+    # a frame waits at most for the window before its own, then its own is computed
+    assert latencies.max() < 2 * network_seconds + 1.0
+    assert growth < 20
+    median = float(np.median(latencies))
+    return Figures(sent, len(reports), thinned, median, float(latencies.max()), growth)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--minutes', type=float, default=10.0)
+    parser.add_argument('--network-seconds', type=float, default=2.0)
+    arguments = parser.parse_args()
+    domain = 1 + os.getpid() % 100
+    with tempfile.TemporaryDirectory() as folder:
+        node = NodeProcess(domain, Path(folder) / 'log', seconds=arguments.network_seconds)
+        driver = Driver(domain, topics=('~/window', '~/poses'))
+        try:
+            print(run_soak(node, driver, arguments.minutes, arguments.network_seconds))
+            code, seconds = node.leave()
+            print(f'left with exit code {code} after {seconds:.2f} s')
+        finally:
+            driver.close()
+            node.kill()
+
+
+if __name__ == '__main__':
+    main()

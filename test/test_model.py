@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network's structure: shapes, invariances, precision, gradients, refusals.
+
+Whether the numbers are the reference's is `test_parity.py`'s question.
+"""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vggt_ros.model import VGGT, Prediction, VGGTConfig, store_linear_weights
+from vggt_ros.model.attention import (
+    CrossAttention,
+    Rope,
+    SelfAttention,
+    explicit_attention,
+    fused_attention,
+    patch_positions,
+    rope_table,
+    use_attention,
+)
+from vggt_ros.model.dense_head import FRAMES_AT_ONCE
+from vggt_ros.model.track_head import correlate, correlation_pyramid, sample
+
+TINY = VGGTConfig.tiny()
+
+
+@pytest.fixture(scope='module')
+def model():
+    """A tiny network whose special tokens and layer scales are large enough to matter."""
+    torch.manual_seed(0)
+    network = VGGT(TINY).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if 'token' in name:
+                parameter.normal_()
+            elif name.endswith('gamma'):
+                parameter.fill_(0.5)
+        network.track_head.tracker.updateformer.flow_head.weight.normal_(std=0.05)
+    return network
+
+
+def images_of(batch=1, frames=3, height=28, width=42, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, frames, 3, height, width, generator=generator)
+
+
+def queries_of(batch=1):
+    return torch.tensor([[[3.0, 4.0], [20.5, 11.25], [41.0, 27.0], [0.0, 0.0]]]).repeat(
+        batch, 1, 1
+    )
+
+
+def assert_same(a: Prediction, b: Prediction, select=lambda value: value, atol=1e-5):
+    for field in dataclasses.fields(Prediction):
+        ours, theirs = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(ours, torch.Tensor):
+            ours, theirs = [ours], [theirs]
+        for x, y in zip(ours, theirs, strict=True):
+            assert torch.allclose(select(x), y, atol=atol, rtol=1e-4), field.name
+
+
+@pytest.mark.parametrize(('batch', 'frames', 'size'), [(1, 1, (28, 42)), (2, 3, (56, 56))])
+def test_every_head_has_the_promised_shape_and_range(model, batch, frames, size):
+    with torch.no_grad():
+        p = model(images_of(batch, frames, *size), queries_of(batch))
+    assert [tuple(pose.shape) for pose in p.pose_encodings] == [(batch, frames, 9)] * 4
+    assert p.depth.shape == p.depth_confidence.shape == (batch, frames, *size)
+    assert p.points.shape == (batch, frames, *size, 3)
+    assert p.points_confidence.shape == (batch, frames, *size)
+    assert p.tracks.shape == (batch, frames, 4, 2)
+    assert p.visibility.shape == p.track_confidence.shape == (batch, frames, 4)
+    assert p.tracks is p.track_iterations[-1]
+    assert (p.pose_encodings[-1][..., 7:] >= 0).all()
+    assert (p.depth > 0).all()
+    assert (p.depth_confidence >= 1).all()
+    assert (p.points_confidence >= 1).all()
+    assert ((p.visibility >= 0) & (p.visibility <= 1)).all()
+
+
+def test_only_the_heads_that_are_asked_for_run(model):
+    with torch.no_grad():
+        camera = model(images_of(), queries_of(), heads=('camera',))
+        dense = model(images_of(), heads=('depth', 'tracks'))
+        everything = model(images_of())
+    found = {f.name for f in dataclasses.fields(camera) if getattr(camera, f.name) is not None}
+    assert found == {'pose_encodings'}
+    assert dense.pose_encodings is None
+    assert dense.points is None
+    assert dense.depth is not None
+    assert dense.tracks is None
+    assert everything.tracks is None
+    assert torch.equal(camera.pose_encodings[-1], everything.pose_encodings[-1])
+    assert torch.equal(dense.depth, everything.depth)
+
+
+def test_camera_alone_keeps_only_the_last_round(model):
+    assert model.rounds_for(('camera',)) == {TINY.agg.depth - 1}
+    assert model.rounds_for(('camera', 'points')) == set(TINY.dpt.intermediate_layer_idx)
+
+
+def test_permuting_the_later_frames_permutes_the_result(model):
+    images, order = images_of(frames=4), [0, 3, 1, 2]
+    with torch.no_grad():
+        assert_same(
+            model(images, queries_of()),
+            model(images[:, order], queries_of()),
+            lambda value: value[:, order],
+            atol=1e-4,
+        )
+
+
+def test_the_first_frame_is_special(model):
+    images = images_of(frames=2)
+    with torch.no_grad():
+        straight, swapped = model(images), model(images.flip(1))
+    assert not torch.allclose(straight.depth, swapped.depth.flip(1), atol=1e-3)
+
+
+def test_scenes_of_a_batch_do_not_see_each_other(model):
+    images = torch.cat((images_of(seed=1), images_of(seed=2)))
+    with torch.no_grad():
+        both = model(images, queries_of(2))
+        assert_same(both, model(images[1:], queries_of()), lambda value: value[1:], atol=1e-4)
+
+
+def test_frame_zero_of_every_track_is_the_query(model):
+    with torch.no_grad():
+        p = model(images_of(), queries_of())
+    assert all(torch.equal(tracks[:, 0], queries_of()) for tracks in p.track_iterations)
+    assert not torch.allclose(p.tracks[:, 1], queries_of(), atol=1e-3)
+
+
+def test_decoding_frames_a_few_at_a_time_is_invisible(model):
+    images = images_of(frames=FRAMES_AT_ONCE + 2)
+    with torch.no_grad():
+        rounds = model.aggregate(model.encode(images), (2, 3), model.rounds_for(('depth',)))
+        whole = model.decode(rounds, (28, 42), heads=('depth', 'points'))
+        last = {index: kept[:, -3:] for index, kept in rounds.items()}
+        part = model.decode(last, (28, 42), heads=('depth', 'points'))
+    assert torch.allclose(whole.depth[:, -3:], part.depth, atol=1e-5)
+    assert torch.allclose(whole.points[:, -3:], part.points, atol=1e-5)
+
+
+def test_frames_may_be_encoded_one_by_one(model):
+    images = images_of()
+    with torch.no_grad():
+        one_by_one = torch.cat([model.encode(images[:, i : i + 1]) for i in range(3)], dim=1)
+        rounds = model.aggregate(one_by_one, (2, 3), model.rounds_for(('depth',)))
+        ours, whole = model.decode(rounds, (28, 42)), model(images)
+    assert torch.allclose(ours.depth, whole.depth, atol=1e-5)
+    assert torch.allclose(ours.pose_encodings[-1], whole.pose_encodings[-1], atol=1e-5)
+
+
+def test_the_position_code_is_used_as_it_is_at_the_training_size(model):
+    encoder = model.aggregator.patch_embed
+    assert encoder.position_code(4, 4) is encoder.pos_embed
+    assert encoder.position_code(2, 8).shape == encoder.pos_embed.shape
+    assert not torch.equal(encoder.position_code(2, 8), encoder.pos_embed)
+
+
+@pytest.mark.parametrize('backend', ['MATH', 'FLASH_ATTENTION'])
+def test_every_attention_kernel_agrees_with_the_explicit_one(backend):
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 10, 16)
+    k, v = torch.randn(2, 2, 4, 15, 16).unbind(0)
+    expected = explicit_attention(q.double(), k.double(), v.double())
+    with sdpa_kernel(SDPBackend[backend]):
+        found = fused_attention(q, k, v)
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+
+
+def test_the_whole_network_agrees_with_explicit_attention(model):
+    used = [m for m in model.modules() if isinstance(m, (SelfAttention, CrossAttention))]
+    try:
+        with torch.no_grad():
+            fused = model(images_of(), queries_of())
+            use_attention(model, explicit_attention)
+            assert all(module.attend is explicit_attention for module in used)
+            assert_same(fused, model(images_of(), queries_of()), atol=1e-4)
+    finally:
+        use_attention(model, fused_attention)
+
+
+def test_rotation_makes_products_depend_on_the_offset_only():
+    torch.manual_seed(0)
+    table = rope_table(patch_positions(5, 6, 1, torch.device('cpu')), 16, 100)
+    q = Rope()(torch.randn(1, 1, 1, 16).expand(-1, -1, 31, -1), table)
+    k = Rope()(torch.randn(1, 1, 1, 16).expand(-1, -1, 31, -1), table)
+    products = (q @ k.transpose(-2, -1))[0, 0, 1:, 1:].unflatten(0, (5, 6)).unflatten(2, (5, 6))
+    assert torch.allclose(products[0, 0, 2, 1], products[2, 4, 4, 5], atol=1e-5)
+    assert not torch.allclose(products[0, 0, 2, 1], products[0, 0, 1, 2], atol=1e-2)
+
+
+def test_special_tokens_are_not_rotated():
+    table = rope_table(patch_positions(2, 2, 5, torch.device('cpu')), 16, 100)
+    tokens = torch.randn(2, 3, 2 * 9, 16)
+    rotated = Rope()(tokens, table)
+    frames = rotated.unflatten(2, (2, 9)), tokens.unflatten(2, (2, 9))
+    assert torch.equal(frames[0][:, :, :, :5], frames[1][:, :, :, :5])
+    assert torch.allclose(rotated.norm(dim=-1), tokens.norm(dim=-1), atol=1e-5)
+
+
+def test_tables_are_made_once_per_resolution_and_are_no_part_of_the_checkpoint():
+    network = VGGT(TINY).eval()
+    keys = set(network.state_dict())
+    with torch.inference_mode():
+        network(images_of(), heads=('depth',))
+        codes = dict(network.depth_head._codes)
+        table = network.aggregator.rope_table((2, 3), torch.device('cpu'))
+        network(images_of(seed=1), heads=('depth',))
+    assert network.aggregator.rope_table((2, 3), torch.device('cpu')) is table
+    assert network.depth_head._codes == codes
+    assert set(network.state_dict()) == keys
+    assert keys == {name for name, _ in network.named_parameters()}
+
+
+def test_training_after_inference_reaches_every_parameter_but_the_unused_mask_token():
+    torch.manual_seed(0)
+    network = VGGT(TINY)
+    with torch.inference_mode():
+        network(images_of(), queries_of())
+    p = network.train()(images_of(), queries_of())
+    terms = [*p.pose_encodings, p.depth, p.depth_confidence, p.points, p.points_confidence]
+    terms += [*p.track_iterations, p.visibility, p.track_confidence]
+    sum(term.square().mean() for term in terms).backward()
+    without = {name for name, q in network.named_parameters() if q.grad is None}
+    assert without == {'aggregator.patch_embed.mask_token'}
+    assert all(q.grad.isfinite().all() for q in network.parameters() if q.grad is not None)
+
+
+def test_stored_bfloat16_weights_change_nothing_under_autocast(model):
+    stored = VGGT(TINY).eval()
+    stored.load_state_dict(model.state_dict())
+    store_linear_weights(stored, torch.bfloat16)
+    with torch.no_grad():
+        model.autocast_dtype = torch.bfloat16
+        try:
+            expected = model(images_of(), queries_of())
+        finally:
+            model.autocast_dtype = None
+        found, exact = stored(images_of(), queries_of()), model(images_of(), queries_of())
+    assert torch.equal(found.depth, expected.depth)
+    assert torch.equal(found.tracks, expected.tracks)
+    assert torch.equal(found.pose_encodings[-1], expected.pose_encodings[-1])
+    assert found.depth.dtype == found.tracks.dtype == torch.float32
+    assert not torch.equal(found.depth, exact.depth)
+    assert (found.depth - exact.depth).norm() / exact.depth.norm() < 0.05
+    kinds = {name: q.dtype for name, q in stored.named_parameters()}
+    halved = {name for name, kind in kinds.items() if kind == torch.bfloat16}
+    assert all(name.startswith('aggregator.') for name in halved)
+    assert not any('norm' in n or 'gamma' in n or 'token' in n or 'pos_' in n for n in halved)
+    assert 'aggregator.frame_blocks.0.attn.qkv.weight' in halved
+    assert 'aggregator.patch_embed.patch_embed.proj.bias' in halved
+
+
+def test_heads_ignore_the_autocast_of_the_caller(model):
+    seen = []
+    hook = model.depth_head.scratch.output_conv1.register_forward_hook(
+        lambda _module, _args, output: seen.append(output.dtype)
+    )
+    with hook, torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+        model(images_of(), heads=('depth',))
+    assert seen == [torch.float32]
+
+
+def test_correlation_is_the_sampled_correlation_map():
+    torch.manual_seed(0)
+    maps, features = torch.randn(1, 2, 8, 9, 4), torch.randn(1, 2, 3, 8)
+    coords = torch.tensor([[1.3, 2.6], [3.0, 8.0], [-4.0, 0.2]]).expand(1, 2, -1, -1)
+    found = correlate(correlation_pyramid(maps, 3), coords, features, radius=1)
+    assert found.shape == (1, 2, 3, 27)
+    # Level 1, by hand: the whole map of products, bilinear with zeros outside, x slow.
+    smaller = functional.avg_pool2d(maps[0], 2)
+    products = torch.einsum('sdhw,skd->skhw', smaller, features[0]) / 8**0.5
+    for frame in range(2):
+        for point in range(3):
+            window = [(dx, dy) for dx in (-1.0, 0.0, 1.0) for dy in (-1.0, 0.0, 1.0)]
+            places = coords[0, frame, point] / 2 + torch.tensor(window)
+            expected = sample(products[frame, point][None, None], places[None], 'zeros')[0, :, 0]
+            assert torch.allclose(found[0, frame, point, 9:18], expected, atol=1e-5)
+
+
+def test_sampling_interpolates_pads_and_hits_a_single_pixel_from_anywhere():
+    ramp = torch.arange(12.0).reshape(1, 1, 3, 4)
+    points = torch.tensor([[[1.0, 2.0], [0.5, 0.5], [-3.0, 0.0], [9.0, 9.0]]])
+    assert sample(ramp, points, 'zeros')[0, :, 0].tolist() == pytest.approx([9.0, 2.5, 0.0, 0.0])
+    assert sample(ramp, points, 'border')[0, :, 0].tolist() == pytest.approx([9.0, 2.5, 0.0, 11.0])
+    single = torch.full((1, 1, 1, 1), 7.0)
+    assert sample(single, points, 'zeros')[0, :, 0].tolist() == [7.0] * 4
+
+
+@pytest.mark.parametrize(
+    ('images', 'expected'),
+    [
+        (torch.zeros(3, 3, 28, 28), r'\(3, 3, 28, 28\); expected \(B, S, 3, H, W\)'),
+        (torch.zeros(1, 3, 28, 28, 3), r'expected \(B, S, 3, H, W\)'),
+        (torch.zeros(1, 1, 3, 28, 28, dtype=torch.uint8), 'uint8; expected a float type'),
+        (torch.zeros(1, 1, 3, 30, 28), '30 × 28; expected multiples of 14'),
+        (torch.zeros(1, 0, 3, 28, 28), 'no empty axis'),
+    ],
+)
+def test_images_of_a_wrong_kind_are_refused(model, images, expected):
+    with pytest.raises(ValueError, match=expected):
+        model(images)
+
+
+@pytest.mark.parametrize(
+    ('queries', 'expected'),
+    [
+        (torch.zeros(4, 2), r'\(4, 2\); expected \(B, K, 2\) with B = 1'),
+        (torch.zeros(2, 4, 2), r'with B = 1'),
+        (torch.zeros(1, 0, 2), r'\(1, 0, 2\)'),
+        (torch.zeros(1, 4, 2, dtype=torch.int64), 'int64; expected a float type'),
+    ],
+)
+def test_query_points_of_a_wrong_kind_are_refused(model, queries, expected):
+    with pytest.raises(ValueError, match=expected):
+        model(images_of(), queries)
+
+
+def test_images_too_small_for_the_correlation_pyramid_are_refused_for_tracking_only():
+    track = dataclasses.replace(TINY.track, corr_levels=5)
+    network = VGGT(dataclasses.replace(TINY, track=track)).eval()
+    with torch.no_grad():
+        assert network(images_of()).depth is not None
+        with pytest.raises(ValueError, match='needs at least 32 pixels'):
+            network(images_of(), queries_of())
+
+
+@pytest.mark.parametrize('heads', [('camera', 'normals'), 'depth'])
+def test_unknown_heads_are_refused(model, heads):
+    with pytest.raises(ValueError, match='expected a collection of'):
+        model(images_of(), heads=heads)
+
+
+@pytest.mark.parametrize('name', ['vggt_1b', 'small', 'tiny'])
+def test_sizes_survive_json(name):
+    config = getattr(VGGTConfig, name)()
+    assert VGGTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_descriptions_of_goldens_are_read():
+    fields = {**TINY.to_dict(), 'name': 'pubX', '_case': {'salt': 'x'}}
+    assert VGGTConfig.from_dict(fields) == TINY
+
+
+def test_small_is_small():
+    with torch.device('meta'):
+        network = VGGT(VGGTConfig.small())
+    assert 2e6 < sum(p.numel() for p in network.parameters()) < 4e6
+
+
+@pytest.mark.parametrize(
+    ('fields', 'expected'),
+    [
+        ({'colour': 3}, 'unknown fields colour'),
+        ({'vit': {'deep': 3}}, 'vit has unknown fields deep'),
+        ({'vit': 3}, 'vit is 3; expected a mapping'),
+        ({'img_size': 500}, 'patch_size is 14; expected a divisor of img_size, 500'),
+        ({'vit': {'num_heads': 15}}, 'vit.num_heads is 15'),
+        ({'vit': {'depth': 0}}, 'vit.depth is 0; expected an integer >= 1'),
+        ({'vit': {'depth': True}}, 'vit.depth is True'),
+        ({'vit': {'mlp_ratio': -1}}, 'vit.mlp_ratio is -1; expected a number > 0'),
+        ({'agg': {'num_heads': 512}}, 'RoPE needs a multiple of 4'),
+        ({'agg': {'depth': 20}}, r'expected 0 to 19'),
+        ({'camera': {'num_heads': 7}}, 'camera.num_heads is 7'),
+        ({'dpt': {'out_channels': [256, 512, 1024]}}, 'expected 4 multiples of 4'),
+        ({'dpt': {'out_channels': [256, 512, 1024, 1022]}}, 'expected 4 multiples of 4'),
+        ({'dpt': {'features': 20}}, 'dpt.features is 20'),
+        ({'dpt': {'intermediate_layer_idx': [4, 3, 17, 23]}}, 'expected 4 round numbers in order'),
+        ({'dpt': {'intermediate_layer_idx': ['a']}}, 'expected a list of integers'),
+        ({'track': {'num_heads': 7}}, 'track.num_heads is 7'),
+        ({'track': {'pos_embed': 1}}, 'track.pos_embed is 1; expected true or false'),
+        ({'track': {'features': 30}}, 'track.features is 30'),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(fields, expected):
+    with pytest.raises(ValueError, match=expected):
+        VGGTConfig.from_dict(fields)

@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node in a process of its own, over DDS, with a network that knows the truth."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS')
+import torch
+from diagnostic_msgs.msg import DiagnosticStatus
+from fake_network import Failure, meet_walls, true_cameras, true_depth, true_intrinsics
+from node_process import (
+    BASE_NS,
+    COLOUR,
+    SIZE,
+    STRIDE,
+    Driver,
+    NodeProcess,
+    by_stamp,
+    make_image,
+    stamp_of,
+)
+from rclpy.qos import QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from soak import run_soak
+from std_srvs.srv import Trigger
+
+from vggt_ros.geometry.rotation import matrix_from_quaternion
+from vggt_ros.ros.messages import make_header, ns_from_time
+from vggt_ros.ros.publish import TOPICS
+
+HEIGHT, WIDTH = 42, 56  # of the depth image: 64x48 pixels at the fake network's width
+DOMAIN = 1 + os.getpid() % 100
+LIMIT = 1e-3
+
+
+@pytest.fixture(scope='module')
+def running(tmp_path_factory):
+    node = NodeProcess(DOMAIN, tmp_path_factory.mktemp('node') / 'log')
+    driver = Driver(DOMAIN)
+    yield node, driver
+    driver.close()
+    code, seconds = node.leave()
+    node.kill()
+    assert code == 0, node.said()
+    assert seconds < 2
+
+
+@pytest.fixture
+def node(running):
+    """The node process, unconfigured and with the parameters it was started with."""
+    yield running[0]
+    driver = running[1]
+    if driver.state() == 'active':
+        driver.change('deactivate')
+    if driver.state() == 'inactive':
+        driver.change('cleanup')
+
+
+@pytest.fixture
+def idle(running, node):  # noqa: ARG001 - the node is cleaned up afterwards
+    """The driver of an unconfigured node."""
+    return running[1]
+
+
+@pytest.fixture
+def driver(idle):
+    """The driver of an active node that has seen nothing yet."""
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    return idle
+
+
+def pose_matrix(pose):
+    q, t = pose.orientation, pose.position
+    matrix = np.eye(4)
+    matrix[:3, :3] = matrix_from_quaternion(torch.tensor([q.x, q.y, q.z, q.w])).numpy()
+    matrix[:3, 3] = t.x, t.y, t.z
+    return matrix
+
+
+def read_floats(message):
+    assert (message.encoding, message.step) == ('32FC1', 4 * message.width)
+    return np.frombuffer(message.data, '<f4').reshape(message.height, message.width)
+
+
+class Truth:
+    """What a map anchored at a stamp must contain; its unit is read off one depth image."""
+
+    def __init__(self, anchor_ns, depth_message):
+        stamp = ns_from_time(depth_message.header.stamp)
+        self.scale = np.nanmedian(read_floats(depth_message) / true_depth(stamp, HEIGHT, WIDTH))
+        self.map_from_room = np.linalg.inv(true_cameras([anchor_ns])[0])
+
+    def camera(self, stamp_ns):
+        camera = self.map_from_room @ true_cameras([stamp_ns])[0]
+        camera[:3, 3] *= self.scale
+        return camera
+
+    def depth(self, stamp_ns):
+        return self.scale * true_depth(stamp_ns, HEIGHT, WIDTH)
+
+    def points(self, stamp_ns):
+        points = meet_walls(stamp_ns, HEIGHT, WIDTH)[1]
+        return self.scale * (points @ self.map_from_room[:3, :3].T + self.map_from_room[:3, 3])
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=LIMIT)
+
+
+# --- the truth comes through
+
+
+@pytest.fixture(scope='module')
+def mapped(running):
+    """Everything that three windows publish."""
+    driver = running[1]
+    assert driver.change('configure', 'activate')
+    driver.settle()
+    count = SIZE + 2 * STRIDE
+    driver.send(range(count))
+    driver.wait_windows(3)
+    driver.spin_until(lambda: len(driver.got['points']) == count, what='all clouds')
+    driver.spin_until(lambda: len(driver.got['tf']) == 3, what='all transforms')
+    driver.spin_for(0.3)  # time for too many messages to show up
+    got = {name: list(messages) for name, messages in driver.got.items()}
+    driver.change('deactivate', 'cleanup')
+    stamps = [stamp_of(number) for number in range(count)]
+    return got, stamps, Truth(stamps[0], by_stamp(got['depth/image_rect'])[stamps[0]])
+
+
+def test_each_new_frame_is_published_once_with_its_own_stamp(mapped):
+    got, stamps, _ = mapped
+    for name in ('depth/image_rect', 'depth/confidence', 'depth/camera_info'):
+        assert [ns_from_time(message.header.stamp) for message in got[name]] == stamps
+        assert {message.header.frame_id for message in got[name]} == {'camera'}
+    for name in ('points', 'odometry'):
+        assert [ns_from_time(message.header.stamp) for message in got[name]] == stamps
+        assert {message.header.frame_id for message in got[name]} == {'vggt_world'}
+    for name in ('poses', 'path', 'window', 'tf'):
+        assert len(got[name]) == 3
+
+
+def test_published_poses_are_the_true_cameras(mapped):
+    got, stamps, truth = mapped
+    for number, message in enumerate(got['poses']):
+        first = number * STRIDE
+        expected = [truth.camera(stamp) for stamp in stamps[first : first + SIZE]]
+        assert message.header.frame_id == 'vggt_world'
+        assert ns_from_time(message.header.stamp) == stamps[first + SIZE - 1]
+        assert_close([pose_matrix(pose) for pose in message.poses], expected)
+
+
+def test_odometry_and_path_follow_the_true_camera(mapped):
+    got, stamps, truth = mapped
+    expected = [truth.camera(stamp) for stamp in stamps]
+    assert {message.child_frame_id for message in got['odometry']} == {'vggt_camera'}
+    assert_close([pose_matrix(message.pose.pose) for message in got['odometry']], expected)
+    path = got['path'][-1].poses
+    assert [ns_from_time(pose.header.stamp) for pose in path] == stamps
+    assert_close([pose_matrix(pose.pose) for pose in path], expected)
+
+
+def test_depth_is_true_and_nan_where_it_is_not_trusted(mapped):
+    got, stamps, truth = mapped
+    depths, confidences = by_stamp(got['depth/image_rect']), by_stamp(got['depth/confidence'])
+    for stamp in stamps:
+        depth = read_floats(depths[stamp])
+        assert np.isnan(depth[:, 0]).all()
+        assert_close(depth[:, 1:], truth.depth(stamp)[:, 1:])
+        assert read_floats(confidences[stamp])[0, :2].tolist() == [1, 5]
+
+
+def test_camera_info_describes_the_depth_image(mapped):
+    got, _, _ = mapped
+    for info in got['depth/camera_info']:
+        assert (info.height, info.width) == (HEIGHT, WIDTH)
+        assert_close(info.k, true_intrinsics(HEIGHT, WIDTH).ravel())
+        assert_close(np.reshape(info.p, (3, 4))[:, :3].ravel(), info.k)
+        assert list(info.r) == np.eye(3).ravel().tolist()
+        assert (list(info.d), info.distortion_model) == ([0.0] * 5, 'plumb_bob')
+
+
+def test_the_cloud_lies_on_the_walls_in_the_colours_of_the_image(mapped):
+    got, stamps, truth = mapped
+    clouds = by_stamp(got['points'])
+    for stamp in stamps:
+        cloud = clouds[stamp]
+        assert [field.name for field in cloud.fields] == ['x', 'y', 'z', 'rgb', 'confidence']
+        assert [field.offset for field in cloud.fields] == [0, 4, 8, 12, 16]
+        assert (cloud.point_step, cloud.is_dense) == (20, True)
+        values = np.frombuffer(cloud.data, '<f4').reshape(-1, 5)
+        assert_close(values[:, :3], truth.points(stamp)[:, 1:].reshape(-1, 3))
+        packed = np.frombuffer(cloud.data, '<u4').reshape(-1, 5)[:, 3]
+        assert set(packed.tolist()) == {COLOUR[0] << 16 | COLOUR[1] << 8 | COLOUR[2]}
+        assert set(values[:, 4].tolist()) == {5.0}
+
+
+def test_tf_places_one_child_for_each_frame_of_the_window(mapped):
+    got, stamps, truth = mapped
+    for number, message in enumerate(got['tf']):
+        window = stamps[number * STRIDE : number * STRIDE + SIZE]
+        children = [transform.child_frame_id for transform in message.transforms]
+        assert children == [f'vggt_camera_{i}' for i in range(SIZE)]
+        for stamp, transform in zip(window, message.transforms):
+            assert transform.header.frame_id == 'vggt_world'
+            assert ns_from_time(transform.header.stamp) == stamp
+            q, t = transform.transform.rotation, transform.transform.translation
+            rotation = matrix_from_quaternion(torch.tensor([q.x, q.y, q.z, q.w])).numpy()
+            assert_close(rotation, truth.camera(stamp)[:3, :3])
+            assert_close([t.x, t.y, t.z], truth.camera(stamp)[:3, 3])
+
+
+def test_the_window_report_says_what_standard_messages_cannot(mapped):
+    got, stamps, truth = mapped
+    for number, report in enumerate(got['window']):
+        first = number * STRIDE
+        assert (report.window_id, report.map_id) == (number, 0)
+        assert report.map_started_because == ('first window' if number == 0 else '')
+        assert [ns_from_time(t) for t in report.stamps] == stamps[first : first + SIZE]
+        assert list(report.frame_ids) == list(range(first, first + SIZE))
+        overlap = 0 if number == 0 else SIZE - STRIDE
+        assert list(report.is_new) == [False] * overlap + [True] * (SIZE - overlap)
+        assert report.overlap == overlap
+        assert set(report.camera_frames) == {'camera'}
+        assert_close(pose_matrix(report.poses[-1]), truth.camera(stamps[first + SIZE - 1]))
+        assert_close(
+            np.reshape(report.intrinsics, (SIZE, 3, 3)),
+            np.tile(true_intrinsics(HEIGHT, WIDTH), (SIZE, 1, 1)),
+        )
+        assert (report.height, report.width) == (HEIGHT, WIDTH)
+        assert (report.scale_source, report.scale_valid) == ('none', False)
+        assert report.aligned and report.alignment_residual < LIMIT
+        assert (report.model, report.model_trained) == ('fake', True)
+        assert report.total_seconds >= report.inference_seconds > 0
+        assert report.frames_dropped == 0
+
+
+# --- bad input
+
+
+def test_unusable_images_are_counted_and_nothing_else_is_lost(driver):
+    def bad(**change):
+        message = make_image(3)
+        for name, value in change.items():
+            setattr(message, name, value)
+        driver.images.publish(message)
+
+    driver.send(range(4))
+    bad(width=0)
+    bad(height=0)
+    bad(encoding='64FC4')
+    bad(step=100)
+    bad(data=message_bytes(100))
+    driver.images.publish(make_image(3))  # the stamp came before
+    driver.send(range(4, SIZE))
+    report = driver.wait_windows(1)[0]
+    assert list(report.frame_ids) == list(range(SIZE))
+    driver.wait_health(
+        received=SIZE + 6,
+        bad_image_empty=2,
+        bad_image_unknown_encoding=1,
+        bad_image_short_row=1,
+        bad_image_short_data=1,
+        duplicate_stamp=1,
+        windows=1,
+    )
+
+
+def message_bytes(count):
+    return make_image(0).data[:count]
+
+
+def test_a_break_of_the_stream_starts_a_new_map_and_says_why(driver):
+    segments = [
+        (range(SIZE), {}, 'first window'),
+        (range(SIZE, 2 * SIZE), {'width': 80}, '64x48 to 80x48'),
+        (range(2 * SIZE, 3 * SIZE), {'width': 80, 'frame': 'other'}, "to 'other'"),
+        (range(SIZE), {'width': 80, 'frame': 'other'}, 'backwards'),
+        (range(1000, 1000 + SIZE), {'width': 80, 'frame': 'other'}, 'jumped'),
+    ]
+    for number, (numbers, how, words) in enumerate(segments):
+        driver.send(numbers, **how)
+        report = driver.wait_windows(number + 1)[number]
+        assert report.map_id == number
+        assert words in report.map_started_because
+        assert pose_matrix(report.poses[0]) == pytest.approx(np.eye(4), abs=1e-6)
+    assert len(driver.got['path'][-1].poses) == SIZE
+
+
+@pytest.mark.parametrize(
+    ('failure', 'count'),
+    [
+        (Failure.NAN, {'rejected_windows': 1}),
+        (Failure.ABSURD, {'rejected_windows': 1}),
+        (Failure.SURPRISE, {'failures': 1}),
+    ],
+)
+def test_a_failed_window_is_counted_and_the_next_one_goes_on(driver, failure, count):
+    driver.send(range(SIZE + STRIDE - 1))
+    driver.send([SIZE + STRIDE - 1], red=int(failure))
+    status, values = driver.wait_health(windows=2, **count)
+    assert status.level == DiagnosticStatus.ERROR
+    assert values['last_error'] and values['last_error'] in status.message
+    driver.send(range(SIZE + STRIDE, SIZE + 3 * STRIDE))
+    reports = driver.wait_windows(3)
+    assert [report.window_id for report in reports] == [0, 2, 3]
+    status, _ = driver.health()
+    assert status.level == DiagnosticStatus.WARN  # the scale is unknown, but it goes on
+
+
+def test_out_of_memory_halves_the_window(driver, node):
+    driver.send(range(SIZE))
+    driver.send(range(SIZE, SIZE + STRIDE), red=int(Failure.OUT_OF_MEMORY))
+    reports = driver.wait_windows(2)
+    assert len(reports[1].poses) == SIZE // 2
+    driver.wait_health(window_size=SIZE // 2)
+    assert 'out of memory' in node.said()
+
+
+def test_several_publishers_are_told(driver):
+    other = driver.node.create_publisher(Image, 'image_raw', 1)
+    status, _ = driver.wait_health(image_publishers=2)
+    assert status.level == DiagnosticStatus.WARN
+    assert '2 publishers' in status.message
+    driver.node.destroy_publisher(other)
+    driver.wait_health(image_publishers=1)
+
+
+def test_camera_info_of_another_size_is_counted_and_an_uncalibrated_one_ignored(driver):
+    info = CameraInfo(width=320, height=240, header=make_header('camera', BASE_NS))
+    driver.spin_until(lambda: driver.infos.get_subscription_count() > 0)
+    driver.infos.publish(info)
+    driver.spin_for(0.3)
+    driver.send(range(3))
+    info.k = [300.0, 0.0, 160.0, 0.0, 300.0, 120.0, 0.0, 0.0, 1.0]
+    driver.infos.publish(info)
+    driver.spin_for(0.3)
+    driver.send(range(3, SIZE))
+    driver.wait_windows(1)
+    driver.wait_health(camera_info_mismatch=SIZE - 3)
+
+
+# --- what users rely on
+
+
+def test_reset_starts_a_new_map_at_the_next_image(driver):
+    driver.send(range(SIZE + 2))
+    driver.wait_windows(1)
+    answer = driver.call('reset', Trigger.Request())
+    assert answer.success
+    driver.send(range(SIZE + 2, 2 * SIZE + 2))
+    report = driver.wait_windows(2)[1]
+    assert report.map_id == 1
+    assert 'reset' in report.map_started_because
+    assert ns_from_time(report.stamps[0]) == stamp_of(SIZE + 2)
+
+
+def test_diagnostics_say_that_lengths_are_not_metres(driver):
+    status, values = driver.health()
+    assert (status.level, status.message) == (DiagnosticStatus.OK, 'waiting for the first window')
+    driver.send(range(SIZE))
+    driver.wait_windows(1)
+    status, values = driver.wait_health(map_id=0, received=SIZE)
+    assert status.level == DiagnosticStatus.WARN
+    assert 'not metres' in status.message
+    assert (values['model'], values['device'], values['scale_valid']) == ('fake', 'cpu', 'false')
+    assert 0 < float(values['latency_seconds']) < 2
+    assert status.name == 'vggt: pipeline'
+
+
+def test_publishers_are_reliable_and_the_camera_is_heard_at_any_reliability(idle):
+    idle.set(image_reliability='best_effort')
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    for topic in TOPICS:
+        info = idle.node.get_publishers_info_by_topic(topic.replace('~', '/vggt'))
+        assert [end.qos_profile.reliability for end in info] == [QoSReliabilityPolicy.RELIABLE]
+    ends = idle.node.get_subscriptions_info_by_topic('/image_raw')
+    assert [end.qos_profile.reliability for end in ends] == [QoSReliabilityPolicy.BEST_EFFORT]
+    idle.change('deactivate', 'cleanup')
+    idle.set(image_reliability='reliable')
+
+
+def test_compressed_images_are_taken_where_that_is_chosen(idle):
+    idle.set(image_transport='compressed')
+    assert idle.change('configure', 'activate')
+    idle.settle(idle.jpegs)
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:] = COLOUR[::-1]
+    data = cv2.imencode('.png', picture)[1].tobytes()
+    for number in range(SIZE):
+        header = make_header('camera', stamp_of(number))
+        idle.jpegs.publish(CompressedImage(header=header, format='png', data=data))
+        if number == 3:
+            header = make_header('camera', stamp_of(number) + 1)
+            idle.jpegs.publish(CompressedImage(header=header, format='png', data=data[:40]))
+        idle.spin_for(0.02)
+    idle.wait_windows(1)
+    idle.spin_until(lambda: idle.got['points'], what='a cloud')
+    colour = np.frombuffer(idle.got['points'][0].data, '<u4')[3]
+    assert colour == COLOUR[0] << 16 | COLOUR[1] << 8 | COLOUR[2]
+    idle.wait_health(bad_image_undecodable=1)
+    idle.change('deactivate', 'cleanup')
+    idle.set(image_transport='raw')
+
+
+def test_a_frame_of_the_robot_is_not_given_a_second_parent(driver, node):
+    driver.send(range(SIZE), frame='vggt_camera_2')
+    driver.wait_windows(1)
+    driver.spin_until(lambda: driver.got['tf'], what='transforms')
+    children = [transform.child_frame_id for transform in driver.got['tf'][0].transforms]
+    assert children == [f'vggt_camera_{i}' for i in range(SIZE) if i != 2]
+    assert "frame 'vggt_camera_2'" in node.said()
+
+
+def test_tf_can_be_the_newest_camera_only_or_nothing(idle):
+    idle.set(tf_mode='newest')
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    idle.send(range(SIZE))
+    idle.wait_windows(1)
+    idle.spin_until(lambda: idle.got['tf'], what='a transform')
+    (transform,) = idle.got['tf'][0].transforms
+    assert transform.child_frame_id == 'vggt_camera'
+    assert ns_from_time(transform.header.stamp) == stamp_of(SIZE - 1)
+    idle.change('deactivate', 'cleanup')
+    idle.set(tf_mode='off')
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    assert idle.node.count_publishers('/tf') == 0
+    idle.change('deactivate', 'cleanup')
+    idle.set(tf_mode='cameras')
+
+
+# --- lifecycle
+
+
+@pytest.mark.parametrize(
+    ('bad', 'good', 'words'),
+    [
+        ({'checkpoint': 'missing'}, {'checkpoint': 'untrained'}, 'no such file'),
+        ({'window_stride': SIZE}, {'window_stride': STRIDE}, 'less than window_size'),
+        ({'resolution': 500}, {'resolution': 0}, 'multiple of 14'),
+    ],
+)
+def test_configure_fails_with_a_sentence_and_the_node_lives_on(running, node, bad, good, words):
+    driver = running[1]
+    assert driver.set(**bad).successful
+    assert not driver.change('configure')
+    assert driver.state() == 'unconfigured'
+    (sentence,) = [line for line in node.said().splitlines() if words in line]
+    assert 'cannot be configured' in sentence
+    assert driver.set(**good).successful
+    assert driver.change('configure')
+
+
+def test_settings_cannot_be_changed_while_they_are_in_use(driver):
+    result = driver.set(window_size=12)
+    assert not result.successful
+    assert 'unconfigured' in result.reason
+
+
+def test_twenty_cycles_leak_no_thread_and_no_memory(running, node):
+    driver = running[1]
+    threads, memory = [], []
+    for cycle in range(20):
+        assert driver.change('configure', 'activate')
+        if cycle % 3 == 0:
+            driver.settle()
+            driver.send(range(SIZE), pause=0.005)
+            driver.wait_windows(1)
+        assert driver.change('deactivate')
+        if cycle % 4 == 0:
+            assert driver.change('activate', 'deactivate')
+        assert driver.change('cleanup')
+        threads.append(node.status('Threads'))
+        memory.append(node.status('VmRSS'))
+    assert max(threads[4:]) <= min(threads[:4])
+    assert memory[-1] - memory[4] < 10 * 1024, memory  # KiB
+
+
+@pytest.fixture(scope='module')
+def slow(tmp_path_factory):
+    domain = 1 + (DOMAIN + 37) % 100
+    node = NodeProcess(domain, tmp_path_factory.mktemp('slow') / 'log', seconds=0.6)
+    driver = Driver(domain, topics=('~/window', '~/poses'))
+    yield node, driver
+    driver.close()
+    node.kill()
+
+
+def test_a_slow_network_thins_images_and_loses_no_window(slow):
+    node, driver = slow
+    figures = run_soak(node, driver, minutes=0.2, network_seconds=0.6)
+    assert figures.windows >= 10
+
+
+def test_a_signal_ends_the_node_in_the_middle_of_a_window(slow, tmp_path):
+    node, driver = slow
+    for number, sign in ((0, signal.SIGTERM), (1, signal.SIGINT)):
+        if number:
+            node = NodeProcess(driver.context.get_domain_id(), tmp_path / 'log', seconds=30)
+        driver.state()
+        if driver.state() == 'unconfigured':
+            driver.change('configure', 'activate')
+            driver.settle()
+        driver.send(range(5000 * (1 + number), 5000 * (1 + number) + SIZE))
+        driver.spin_for(0.2)
+        code, seconds = node.leave(sign)
+        assert code == 0, node.said()
+        assert seconds < 2
+        assert 'Traceback' not in node.said()
+        node.kill()

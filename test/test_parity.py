@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network gives the reference's numbers: two small cases always, all where they are at hand.
+
+Expected outputs come from the reference in float32 with weights drawn from the key names, so no
+weights are stored. `shared/vggt` beside the repository holds more cases, with intermediates.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vggt_ros.evaluation.parity import build_case, check_case, deviation, outputs, run
+from vggt_ros.evaluation.weight_recipe import uniform, weight
+from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
+from vggt_ros.model.attention import patch_positions, rope_table
+
+HERE = Path(__file__).parent
+SHARED = HERE.parent.parent / 'shared' / 'vggt'
+OWN_CASES = sorted((HERE / 'golden').glob('pub*'))
+SHARED_CASES = sorted((SHARED / 'golden_public').glob('pub*'))
+needs_shared = pytest.mark.skipif(not SHARED_CASES, reason='no ../shared/vggt with golden cases')
+
+
+def report_beyond_limit(deviations):
+    return [f'{d.name} {d.error:.1e} > {d.limit:.0e}' for d in deviations if not d.passed]
+
+
+@pytest.mark.parametrize('folder', OWN_CASES, ids=lambda folder: folder.name)
+def test_outputs_are_those_of_the_reference(folder):
+    deviations = check_case(folder)
+    assert len(deviations) == 24
+    assert report_beyond_limit(deviations) == []
+
+
+@needs_shared
+@pytest.mark.parametrize('folder', SHARED_CASES, ids=lambda folder: folder.name)
+def test_every_intermediate_is_that_of_the_reference(folder):
+    deviations = check_case(folder)
+    assert len(deviations) > 80
+    assert report_beyond_limit(deviations) == []
+
+
+def test_a_wrong_norm_epsilon_would_be_noticed():
+    folder = HERE / 'golden' / 'pubE'
+    model = build_case(folder)
+    model.aggregator.patch_embed.norm.eps = 1e-5
+    inputs = load_file(folder / 'inputs.safetensors')
+    ours = run(model, inputs['images'], inputs['query_points'])
+    golden = load_file(folder / 'outputs.safetensors')
+    name = 'dino.patch_tokens'
+    assert deviation(golden[name], ours[name]) > 5e-5
+
+
+def test_deviation_is_infinite_for_other_shapes_and_for_values_that_are_not_finite():
+    golden = torch.tensor([1.0, 2.0, float('inf')])
+    assert deviation(golden, golden) == 0
+    assert deviation(golden, torch.tensor([1.0, 2.1, float('inf')])) == pytest.approx(0.2)
+    assert deviation(golden, golden[:2]) == float('inf')
+    assert deviation(golden, torch.tensor([1.0, float('nan'), float('inf')])) == float('inf')
+
+
+def test_full_size_has_exactly_the_keys_and_shapes_of_the_released_checkpoint():
+    with torch.device('meta'):
+        model = VGGT(VGGTConfig.vggt_1b())
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    manifest = SHARED / 'manifest_vggt_1b.json'
+    if manifest.exists():
+        tensors = json.loads(manifest.read_text())['tensors']
+        assert shapes == {key: value['shape'] for key, value in tensors.items()}
+    assert len(shapes) == 1797
+    assert sum(p.numel() for p in model.parameters()) == 1_256_537_516
+    lines = '\n'.join(f'{key} {tuple(shape)}' for key, shape in sorted(shapes.items()))
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    assert digest == 'e9afc54aaa0fa1234409f27a90673297f5ad3d9014ea61d5e30a7d4e623de167'
+
+
+def test_recipe_draws_the_same_bits_everywhere():
+    assert uniform('images', (2, 2), 'x').tolist() == [
+        [0.16199523210525513, 0.5587193369865417],
+        [0.338742733001709, 0.08839666843414307],
+    ]
+    assert weight('a.gamma', (2,), 's').dtype == 'float32'
+
+
+@needs_shared
+def test_recipe_weights_are_the_stored_ones():
+    case = SHARED / 'golden_public' / 'pubA'
+    stored = load_file(case / 'weights.safetensors')
+    drawn = build_case(case).state_dict()
+    assert stored.keys() == drawn.keys()
+    assert all(torch.equal(stored[key], drawn[key]) for key in stored)
+
+
+@needs_shared
+def test_rope_table_is_that_of_the_reference_without_autocast():
+    golden = load_file(SHARED / 'golden_public' / 'rope_tables_dim32_len38.safetensors')
+    positions = torch.arange(38)[:, None].expand(-1, 2)
+    cos, sin = rope_table(positions, head_dim=64, base=100)
+    for axis in range(2):
+        assert deviation(golden['cos_fp32'], cos[:, axis].repeat(1, 2)) < 1e-6
+        assert deviation(golden['sin_fp32'], sin[:, axis].repeat(1, 2)) < 1e-6
+
+
+def test_patches_count_from_one_and_special_tokens_sit_at_the_origin():
+    positions = patch_positions(2, 3, 5, torch.device('cpu'))
+    assert positions[:5].abs().sum() == 0
+    assert positions[5:].tolist() == [[1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
+
+
+@needs_shared
+@pytest.mark.parametrize('case', ['pubA', 'pubC'])
+def test_bfloat16_weights_give_the_reference_under_autocast_within_a_percent(case):
+    folder = SHARED / 'golden_public' / case
+    model = build_case(folder)
+    store_linear_weights(model, torch.bfloat16)
+    inputs = load_file(folder / 'inputs.safetensors')
+    with torch.no_grad():
+        prediction = model(inputs['images'], inputs['query_points'])
+    image_size = inputs['images'].shape[-2:]
+    ours = outputs(prediction, (image_size[0], image_size[1]))
+    emulated = load_file(folder / 'outputs_emulated_bf16_autocast.safetensors')
+    exact = load_file(folder / 'outputs.safetensors')
+    for name in ('pose_enc', 'depth', 'depth_conf', 'world_points', 'world_points_conf'):
+        centred = exact[name] - exact[name].mean()
+        error = (ours[name] - emulated[name]).norm() / centred.norm()
+        assert error < 0.03, name
+        assert not torch.equal(ours[name], exact[name]), name

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The project keeps its own promises: layout, import direction, declared dependencies, texts.
+
+Everything is read from files, nothing of the package is imported but its settings.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import vggt_ros
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'vggt_ros'
+
+# The data flow, first to last: a module imports only from rows above its own, or its own part.
+FLOW = (
+    {'settings', 'geometry'},
+    {'frames'},
+    {'window'},
+    {'preprocess'},
+    {'model'},
+    {'inference'},
+    {'reconstruct'},
+    {'alignment'},
+    {'scene_map'},
+    {'engine'},
+    {'io', 'synthetic', 'training', 'evaluation'},
+    {'ros'},
+    {'cli'},
+)
+BESIDE_THE_ENGINE = {'io', 'synthetic', 'training', 'evaluation'}
+WITH_ROS = {'ros', 'cli'}
+
+# Where a module comes from, if that has another name.
+SOURCES = {
+    'PIL': 'python3-pil',
+    'cv2': 'python3-opencv',
+    'matplotlib': 'python3-matplotlib',
+    'numpy': 'python3-numpy',
+    'tf2_ros': 'tf2_ros_py',
+    'yaml': 'python3-yaml',
+}
+MADE_FOLDERS = {'build', 'install', 'log', 'dist', 'demo_output', 'bench_output', '__pycache__'}
+SPDX_KINDS = {'.py', '.msg', '.yaml', '.txt', '.toml', '.xml', '.rviz'}
+
+
+def repository_files() -> list[Path]:
+    """List the files that belong to the repository, without those that commands make."""
+    found = []
+    for path in sorted(ROOT.rglob('*')):
+        folders = path.relative_to(ROOT).parts[:-1]
+        made = any(
+            part in MADE_FOLDERS
+            or part.endswith('.egg-info')
+            or (part[0] == '.' and part != '.ci')
+            for part in folders
+        )
+        if path.is_file() and not made:
+            found.append(path)
+    return found
+
+
+def python_files(*folders: Path) -> list[Path]:
+    return [
+        path
+        for path in repository_files()
+        if path.suffix == '.py' and (not folders or any(f in path.parents for f in folders))
+    ]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the dotted names that a file imports anywhere, relative imports resolved."""
+    package = path.relative_to(ROOT).with_suffix('').parts[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            names.update(f'{module}.{alias.name}' for alias in node.names)
+    return names
+
+
+def part_of(path: Path) -> str:
+    """Return the folder or module directly below the package that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+def parts_imported(path: Path) -> set[str]:
+    dotted = (name.split('.') for name in imported_modules(path))
+    return {words[1] for words in dotted if words[0] == 'vggt_ros' and len(words) > 1} - {
+        '__version__'
+    }
+
+
+def package_dependencies() -> set[str]:
+    root = ElementTree.parse(ROOT / 'package.xml').getroot()
+    tags = {'depend', 'exec_depend'}
+    return {element.text or '' for element in root if element.tag in tags}
+
+
+def pip_dependencies() -> set[str]:
+    block = re.search(
+        r'^dependencies = \[(.*?)\]', (ROOT / 'pyproject.toml').read_text(), re.M | re.S
+    )
+    assert block is not None
+    return set(re.findall(r'"([\w-]+)', block[1]))
+
+
+def is_ros(module: str) -> bool:
+    return module in package_dependencies() or module == 'tf2_ros'
+
+
+def test_imports_follow_the_data_flow() -> None:
+    rank = {part: row for row, parts in enumerate(FLOW) for part in parts}
+    wrong = []
+    for path in python_files(PACKAGE):
+        part = part_of(path)
+        if part == '__init__':
+            wrong += [f'{name_of(path)} imports {other}' for other in parts_imported(path)]
+            continue
+        assert part in rank, f'{name_of(path)}: vggt_ros/{part} has no place in the data flow yet'
+        for other in parts_imported(path) - {part}:
+            if other == 'msg':
+                if part not in WITH_ROS:
+                    wrong.append(f'{name_of(path)} imports messages')
+                continue
+            assert other in rank, f'{name_of(path)} imports the unknown vggt_ros.{other}'
+            neighbours = {part, other} <= BESIDE_THE_ENGINE
+            if rank[other] >= rank[part] and not neighbours:
+                wrong.append(f'{name_of(path)} imports vggt_ros.{other}')
+    assert not wrong
+
+
+def test_parts_beside_the_engine_do_not_import_each_other_in_circles() -> None:
+    imports = {
+        part: {
+            other
+            for path in python_files(PACKAGE / part)
+            for other in parts_imported(path) & BESIDE_THE_ENGINE - {part}
+        }
+        for part in BESIDE_THE_ENGINE
+    }
+    while imports:
+        free = [part for part, others in imports.items() if not others & set(imports)]
+        assert free, f'circle among {imports}'
+        for part in free:
+            del imports[part]
+
+
+def test_only_ros_and_cli_import_ros() -> None:
+    wrong = {
+        f'{name_of(path)} imports {module}'
+        for path in python_files(PACKAGE)
+        if part_of(path) not in WITH_ROS
+        for module in imported_modules(path)
+        if is_ros(module.split('.')[0])
+    }
+    assert not wrong
+
+
+def test_every_import_is_declared() -> None:
+    declared = package_dependencies() | pip_dependencies()
+    undeclared = {
+        f'{name_of(path)} imports {module}'
+        for path in python_files(PACKAGE, ROOT / 'launch')
+        for module in (name.split('.')[0] for name in imported_modules(path))
+        if module not in sys.stdlib_module_names
+        and module != 'vggt_ros'
+        and SOURCES.get(module, module) not in declared
+    }
+    assert not undeclared
+
+
+def test_messages_declare_the_packages_they_use() -> None:
+    for path in (ROOT / 'msg').glob('*.msg'):
+        used = set(re.findall(r'^(\w+)/\w+', path.read_text(), re.M))
+        assert used <= package_dependencies(), name_of(path)
+        built = (ROOT / 'CMakeLists.txt').read_text()
+        assert f'"msg/{path.name}"' in built
+        assert all(f'find_package({name} REQUIRED)' in built for name in used)
+
+
+@pytest.mark.parametrize('path', python_files(), ids=name_of)
+def test_python_file_says_what_it_does(path: Path) -> None:
+    text = path.read_text()
+    lines = [line for line in text.splitlines() if not line.startswith('#!')]
+    assert lines and lines[0] == '# SPDX-License-Identifier: Apache-2.0'
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_files_name_their_licence() -> None:
+    without = [
+        name_of(path)
+        for path in repository_files()
+        if (path.suffix in SPDX_KINDS or path.name in ('Makefile', 'run', '.gitignore'))
+        and 'SPDX-License-Identifier: Apache-2.0' not in path.read_text()[:300]
+    ]
+    assert not without
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    pattern = re.compile(
+        r'(?<![\w.~/-])/(?:wo' + r'rk|root|ho' + r'me|Users|opt/pyp' + r'i)/[\w.]'
+    )
+    named = []
+    for path in repository_files():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue  # an image or an array
+        named += [f'{name_of(path)}: {match[0]}' for match in pattern.finditer(text)]
+    assert not named
+
+
+def test_version_is_the_same_everywhere() -> None:
+    root = ElementTree.parse(ROOT / 'package.xml').getroot()
+    assert root.findtext('version') == vggt_ros.__version__
+
+
+def test_yaml_holds_every_parameter_with_its_default() -> None:
+    pytest.importorskip('rclpy', reason='parameters are described with ROS messages')
+    yaml = pytest.importorskip('yaml')
+    from vggt_ros.ros.parameters import declared_settings, format_yaml
+
+    text = (ROOT / 'config' / 'vggt.yaml').read_text()
+    values = yaml.safe_load(text)['/**']['ros__parameters']
+    assert values == {entry.name: entry.default for entry in declared_settings()}
+    assert text == format_yaml(), 'run: python3 -m vggt_ros.ros.parameters > config/vggt.yaml'
+
+
+def test_other_parameter_files_name_existing_parameters() -> None:
+    pytest.importorskip('rclpy', reason='parameters are described with ROS messages')
+    yaml = pytest.importorskip('yaml')
+    from vggt_ros.ros.parameters import declared_settings
+
+    known = {entry.name for entry in declared_settings()}
+    for path in (ROOT / 'config').glob('*.yaml'):
+        for node in yaml.safe_load(path.read_text()).values():
+            assert set(node['ros__parameters']) <= known, name_of(path)
+
+
+def tree_paths() -> list[str]:
+    """Read the paths named by the tree in README.md, relative to the root."""
+    paths, folders = [], {}
+    for line in (ROOT / 'README.md').read_text().splitlines():
+        match = re.match(r'([│ ]*)[├└]── (\S+)(.*)', line)
+        if match is None:
+            continue
+        depth = len(match[1]) // 4
+        names = [match[2]]
+        if match[2].endswith('/'):
+            folders[depth] = match[2]
+        else:  # several files may share a line; a description does not look like a file
+            for word in match[3].split():
+                if not re.fullmatch(r'[\w.-]+\.(?:py|xml|txt|toml|md|yaml|msg)', word):
+                    break
+                names.append(word)
+        above = ''.join(folders[level] for level in range(depth))
+        paths += [above + name for name in names]
+    return paths
+
+
+def test_tree_in_readme_names_what_is_on_disk() -> None:
+    paths = tree_paths()
+    assert paths, 'README.md has no tree'
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    named = {path.rstrip('/') for path in paths}
+    on_disk = {
+        '/'.join(path.relative_to(ROOT).parts[:2])
+        for path in repository_files()
+        if PACKAGE in path.parents and path.name != '__init__.py'
+    }
+    top_folders = {path.relative_to(ROOT).parts[0] for path in repository_files()} - {
+        path.name for path in ROOT.iterdir() if path.is_file() or path.name[0] == '.'
+    }
+    assert sorted((on_disk | top_folders) - named) == []
+
+
+def test_make_commands_in_readme_exist() -> None:
+    targets = set(re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M))
+    mentioned = set(re.findall(r'`make (\w+)', (ROOT / 'README.md').read_text()))
+    assert mentioned and mentioned <= targets

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker thins evenly under load, loses no window, survives every failure and stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS')
+from fake_network import Failure, FakeNetwork
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
+from vggt_ros.ros.convert import ImageError
+from vggt_ros.ros.log import RateLimitedLog
+from vggt_ros.ros.worker import InferenceWorker, ReceivedImage, choose_left_out
+from vggt_ros.settings import Settings
+
+PERIOD_NS = 10_000_000
+SIZE, STRIDE = 6, 3
+
+
+class Bench:
+    """A worker on the real engine with the fake network; images are arrays."""
+
+    def __init__(self, seconds=0.0):
+        settings = Settings.from_flat(
+            {'min_parallax': 0.0, 'window_size': SIZE, 'window_stride': STRIDE}
+        )
+        self.taken = 0
+        self.updates = []
+        self.latencies = []
+        self.complaints = []
+        self.counts = Counter()
+        self.engine = StreamingEngine(settings, FakeNetwork(seconds, image_width=28))
+        self.worker = InferenceWorker(
+            self.engine, self.decode, self.publish, STRIDE, self.counts, self.complain
+        )
+        self.worker.start()
+
+    def decode(self, image):
+        self.taken += 1
+        if image.message is None:
+            raise ImageError('undecodable', 'no picture')
+        return Frame(image.message, image.stamp_ns, 'camera')
+
+    def publish(self, update, newest):
+        self.updates.append(update)
+        self.latencies.append(time.monotonic() - newest.arrived)
+
+    def complain(self, kind, sentence):
+        self.complaints.append((kind, sentence))
+
+    def offer(self, number, value=100):
+        picture = None if value is None else np.full((24, 32, 3), value, np.uint8)
+        stamp_ns = 10**12 + number * PERIOD_NS
+        self.worker.offer(ReceivedImage(picture, stamp_ns, time.monotonic(), None))
+
+    def offer_slowly(self, numbers, value=100):
+        """Offer images one by one, each when the one before has been taken."""
+        for number in numbers:
+            goal = self.taken + 1
+            self.offer(number, value)
+            wait_for(lambda goal=goal: self.taken == goal)
+
+
+def wait_for(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, 'waited in vain'
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def bench():
+    made = []
+
+    def make(seconds=0.0):
+        made.append(Bench(seconds))
+        return made[-1]
+
+    yield make
+    for each in made:
+        assert each.worker.stop(5.0)
+
+
+@pytest.mark.parametrize(
+    ('before', 'stamps', 'chosen'),
+    [
+        (0, [1, 2, 3, 10], 0),  # three close together: one of them goes, the far one stays
+        (0, [10, 11, 20, 30], 0),
+        (0, [10, 20, 21, 30], 1),
+        (0, [9, 10], 0),  # the newest always stays
+        (None, [1, 2, 3, 10], 1),  # the very first stays: nothing is before it
+    ],
+)
+def test_the_image_goes_whose_absence_leaves_the_most_even_spacing(before, stamps, chosen):
+    assert choose_left_out(before, stamps) == chosen
+
+
+def test_waiting_images_stay_spread_over_the_whole_time_of_waiting():
+    before, waiting = 0, []
+    for stamp in range(1, 601):  # 20 s at 30 Hz while one window is computed
+        waiting.append(stamp)
+        if len(waiting) > 8:
+            waiting.pop(choose_left_out(before, waiting))
+    gaps = np.diff([before, *waiting])
+    assert waiting[-1] == 600
+    assert gaps.max() <= 3 * 600 / 8
+
+
+def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
+    run = bench(seconds=0.1)
+    offered = 150
+    for number in range(offered):
+        run.offer(number)
+        time.sleep(0.01)
+    wait_for(lambda: run.taken + run.counts['thinned'] == offered)
+    wait_for(lambda: run.worker.engine_counts['received'] == offered)
+    assert run.counts['thinned'] > offered / 2
+    ids = [update.window_id for update in run.updates]
+    assert ids == list(range(len(ids))) and len(ids) > 8
+    assert {update.map_id for update in run.updates} == {0}
+    assert all(update.alignment.shared == SIZE - STRIDE for update in run.updates[1:])
+    assert max(run.latencies) < 4 * 0.1
+    stamps = [frame.stamp_ns for frame in run.updates[-1].batch.frames]
+    assert (np.diff(stamps) > 0).all()
+
+
+def test_offering_never_waits_for_the_network(bench):
+    run = bench(seconds=1.0)
+    run.offer_slowly(range(SIZE))
+    started = time.monotonic()
+    for number in range(SIZE, SIZE + 100):
+        run.offer(number)
+    assert time.monotonic() - started < 0.2
+
+
+@pytest.mark.parametrize('failure', [Failure.NAN, Failure.ABSURD, Failure.SURPRISE])
+def test_a_failed_window_is_told_and_the_next_one_goes_on(bench, failure):
+    run = bench()
+    run.offer_slowly(range(SIZE))
+    run.offer_slowly([SIZE], value=int(failure))
+    run.offer_slowly(range(SIZE + 1, SIZE + 3 * STRIDE))
+    wait_for(lambda: len(run.updates) == 3)
+    assert len(run.complaints) == 1
+    assert {update.map_id for update in run.updates} == {0}
+
+
+def test_an_undecodable_image_costs_nothing_else(bench):
+    run = bench()
+    run.offer_slowly(range(3))
+    run.offer_slowly([3], value=None)
+    run.offer_slowly(range(4, SIZE + 1))
+    wait_for(lambda: len(run.updates) == 1)
+    assert run.counts['bad_image_undecodable'] == 1
+
+
+def test_reset_starts_a_new_map_with_the_next_image(bench):
+    run = bench()
+    run.offer_slowly(range(SIZE))
+    wait_for(lambda: len(run.updates) == 1)
+    run.worker.reset('a test asks')
+    run.offer_slowly(range(SIZE, 2 * SIZE))
+    wait_for(lambda: len(run.updates) == 2)
+    assert run.updates[1].map_started_because == 'a test asks'
+    assert run.updates[1].batch.ids[0] > run.updates[0].batch.ids[-1]
+
+
+def test_stop_ends_the_thread_and_publishes_nothing_more(bench):
+    run = bench(seconds=0.3)
+    run.offer_slowly(range(SIZE))
+    assert not run.worker.stop(0.05)  # inside the network
+    assert run.worker.stop(2.0)
+    assert not run.updates
+    assert not [thread for thread in threading.enumerate() if thread.name == 'vggt_worker']
+
+
+def test_a_repeated_complaint_becomes_one_line_and_a_count():
+    lines, now = [], [0.0]
+    log = RateLimitedLog(Lines(lines), period=10.0, clock=lambda: now[0])
+    for _ in range(300):
+        log.warn('bad', 'an image is bad')
+        now[0] += 1 / 30
+    log.warn('other', 'something else')
+    log.warn('bad', 'an image is bad')
+    assert lines == [
+        'an image is bad',
+        'something else',
+        'an image is bad (299 more of this kind since the last time)',
+    ]
+
+
+class Lines:
+    """A logger that keeps what is said."""
+
+    def __init__(self, lines):
+        self.warning = lines.append
