@@ -12,14 +12,13 @@ ARGS ?=
 ENV := $(PYTHON) tools/ros_env.py
 RUN := $(ENV) run --ros '$(ROS)' --
 
-.PHONY: help setup build demo test lint soak parity bench clean
+.PHONY: help setup build demo test lint soak parity clean
 
 help:
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
 	@echo 'make test    lint, types, byte-compilation and every test'
 	@echo 'make lint    ruff and mypy alone'
 	@echo 'make setup   only the environment (.venv); make build: also colcon build'
-	@echo 'make bench   time and memory of the steps'
 	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
 	@echo 'make clean   remove what make made, environments included'
 	@echo 'ROS=jazzy|kilted selects the wheels; with ROS 2 sourced, that one is used'
@@ -47,9 +46,6 @@ soak: build
 
 parity: build
 	@$(RUN) python -m vggt_ros.cli.parity $(ARGS)
-
-bench: build
-	@$(RUN) python -m vggt_ros.cli.bench $(ARGS)
 
 clean:
 	rm -rf .colcon .venv .venv-kilted .venv-sourced-* .pytest_cache .mypy_cache .ruff_cache

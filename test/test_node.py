@@ -311,6 +311,8 @@ def test_a_failed_window_is_counted_and_the_next_one_goes_on(driver, failure, co
     driver.send(range(SIZE + STRIDE, SIZE + 3 * STRIDE))
     reports = driver.wait_windows(3)
     assert [report.window_id for report in reports] == [0, 2, 3]
+    # window 2 shares no frame with window 0: a new map is declared, not guessed
+    assert [report.map_id for report in reports] == [0, 1, 1]
     status, _ = driver.health()
     assert status.level == DiagnosticStatus.WARN  # the scale is unknown, but it goes on
 

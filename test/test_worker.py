@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip('rclpy', reason='needs ROS')
 from fake_network import Failure, FakeNetwork
@@ -20,6 +21,7 @@ from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.worker import InferenceWorker, ReceivedImage, choose_left_out
 from vggt_ros.settings import Settings
 
+torch.set_num_threads(1)  # as the tests' machine has few, and the worker is a thread already
 PERIOD_NS = 10_000_000
 SIZE, STRIDE = 6, 3
 
@@ -68,7 +70,7 @@ class Bench:
             wait_for(lambda goal=goal: self.taken == goal)
 
 
-def wait_for(condition, seconds=5.0):
+def wait_for(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, 'waited in vain'
@@ -92,13 +94,15 @@ def bench():
     ('before', 'stamps', 'chosen'),
     [
         (0, [1, 2, 3, 10], 0),  # three close together: one of them goes, the far one stays
-        (0, [10, 11, 20, 30], 0),
-        (0, [10, 20, 21, 30], 1),
+        (0, [10, 11, 20, 30], 1),
+        (0, [10, 20, 30, 31], 0),
+        (0, [10, 20, 40, 41], 0),
+        (0, [20, 40, 60, 61], 2),
         (0, [9, 10], 0),  # the newest always stays
         (None, [1, 2, 3, 10], 1),  # the very first stays: nothing is before it
     ],
 )
-def test_the_image_goes_whose_absence_leaves_the_most_even_spacing(before, stamps, chosen):
+def test_the_image_goes_whose_absence_leaves_the_smallest_hole(before, stamps, chosen):
     assert choose_left_out(before, stamps) == chosen
 
 
@@ -110,7 +114,7 @@ def test_waiting_images_stay_spread_over_the_whole_time_of_waiting():
             waiting.pop(choose_left_out(before, waiting))
     gaps = np.diff([before, *waiting])
     assert waiting[-1] == 600
-    assert gaps.max() <= 3 * 600 / 8
+    assert gaps.max() <= 2 * 600 / 8
 
 
 def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
@@ -126,7 +130,7 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
     assert ids == list(range(len(ids))) and len(ids) > 8
     assert {update.map_id for update in run.updates} == {0}
     assert all(update.alignment.shared == SIZE - STRIDE for update in run.updates[1:])
-    assert max(run.latencies) < 4 * 0.1
+    assert max(run.latencies) < 2.0  # without thinning it would be 3.3 s and rising
     stamps = [frame.stamp_ns for frame in run.updates[-1].batch.frames]
     assert (np.diff(stamps) > 0).all()
 
@@ -148,7 +152,9 @@ def test_a_failed_window_is_told_and_the_next_one_goes_on(bench, failure):
     run.offer_slowly(range(SIZE + 1, SIZE + 3 * STRIDE))
     wait_for(lambda: len(run.updates) == 3)
     assert len(run.complaints) == 1
-    assert {update.map_id for update in run.updates} == {0}
+    # the window after it shares no frame with the one before it: declared, not guessed
+    assert [update.map_id for update in run.updates] == [0, 1, 1]
+    assert run.updates[1].map_started_because
 
 
 def test_an_undecodable_image_costs_nothing_else(bench):
@@ -185,7 +191,8 @@ def test_a_repeated_complaint_becomes_one_line_and_a_count():
     log = RateLimitedLog(Lines(lines), period=10.0, clock=lambda: now[0])
     for _ in range(300):
         log.warn('bad', 'an image is bad')
-        now[0] += 1 / 30
+        now[0] += 1 / 31
+    now[0] = 10.0
     log.warn('other', 'something else')
     log.warn('bad', 'an image is bad')
     assert lines == [

@@ -160,21 +160,17 @@ class InferenceWorker:
 
 def choose_left_out(before_ns: int | None, stamps_ns: Sequence[int]) -> int:
     """
-    Choose the image to leave out: without it the others lie most evenly in time.
+    Choose the image to leave out: the one whose absence leaves the smallest hole in time.
 
-    Leaving out image i joins two gaps a and b into one; the sum of squared gaps, smallest for even
-    spacing, grows by 2ab. The newest image stays: it has no gap after it yet.
+    Repeated as images arrive, this keeps the gaps within a factor of about two of each other. The
+    newest image stays, since there is no gap after it yet.
 
-    :param before_ns: stamp of the image before the first; None if there was none.
+    :param before_ns: stamp of the image before the first; None if there was none: the first stays.
     :param stamps_ns: at least two.
     :returns: an index into `stamps_ns`.
     """
-    first = stamps_ns[0] if before_ns is None else before_ns
-    before = (first, *stamps_ns[:-2])
-    growth = [
-        abs((here - earlier) * (later - here))
-        for earlier, here, later in zip(before, stamps_ns, stamps_ns[1:])
-    ]
-    if before_ns is None and len(growth) > 1:
-        return 1 + growth[1:].index(min(growth[1:]))
-    return growth.index(min(growth))
+    edge = stamps_ns[0] if before_ns is None else before_ns
+    earlier = (edge, *stamps_ns[:-2])
+    holes = [abs(after - before) for before, after in zip(earlier, stamps_ns[1:])]
+    first = 1 if before_ns is None and len(holes) > 1 else 0
+    return min(range(first, len(holes)), key=lambda i: holes[i])

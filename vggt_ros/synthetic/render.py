@@ -7,7 +7,7 @@ along the optical axis, so the distance at which one ends *is* the depth. In the
 divided by its half size, every solid is a unit cube, ball or cylinder, and the distance along the
 ray is unchanged; that is the whole of the geometry.
 
-Rays are stored component first, (3, S, P): reductions over a last axis of three are slow.
+Rays are stored component first, (S, 3, P): reductions over a last axis of three are slow.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 from vggt_ros.synthetic.scene import KINDS, SIDES, Scene
 
 AMBIENT = 0.5
-LAMP_POWER = 0.55
+LAMP_POWER = 1.1
 LAMP_REACH = 4.0  # m at which a lamp has half its power
+RAYS_AT_ONCE = {'cpu': 2**14, 'cuda': 2**23}  # what fits into the cache; what fits into memory
 
 
 def render(
@@ -33,178 +34,179 @@ def render(
     :param intrinsics: (S, 3, 3), pinhole; pixel (u, v) has integer coordinates.
     :returns: images (S, H, W, 3) uint8 and depth (S, H, W) in metres along the optical axis.
     """
-    views = world_from_camera.shape[0]
-    rays = _pixel_rays(intrinsics, height, width)
-    rays = torch.einsum('sij,jsp->isp', world_from_camera[:, :3, :3], rays)
-    origins = world_from_camera[:, :3, 3].T[:, :, None]
-    depth, solid = cast(scene, origins, rays)
-    point = origins + depth * rays
-    focal = intrinsics[:, 0, 0, None]
-    images = _shade(scene, point, rays, solid, pixel_size=depth / focal)
-    images = (images * 255).round().clamp(0, 255).to(torch.uint8)
-    shape = (views, height, width)
-    return images.permute(1, 2, 0).reshape(*shape, 3).contiguous(), depth.reshape(shape)
+    views, device = len(world_from_camera), world_from_camera.device
+    images = torch.empty(views, height, width, 3, dtype=torch.uint8, device=device)
+    depth = torch.empty(views, height, width, device=device)
+    step = max(1, RAYS_AT_ONCE[device.type] // (views * width))
+    origins = world_from_camera[:, :3, 3]
+    for top in range(0, height, step):
+        rows = torch.arange(top, min(top + step, height), device=device)
+        rays = world_from_camera[:, :3, :3] @ _camera_rays(intrinsics, rows, width)
+        distance, solid = cast(scene, origins, rays)
+        points = origins[:, :, None] + distance[:, None] * rays
+        pixel_size = distance / intrinsics[:, 0, 0, None]
+        colours = _shade(scene, points, rays, solid, pixel_size)
+        block = slice(top, top + len(rows))
+        images[:, block] = colours.transpose(1, 2).reshape(views, len(rows), width, 3)
+        depth[:, block] = distance.reshape(views, len(rows), width)
+    return images, depth
+
+
+def _camera_rays(intrinsics: Tensor, rows: Tensor, width: int) -> Tensor:
+    """Return (S, 3, P): the rays of some rows of pixels, 1 along the optical axis."""
+    u = torch.arange(width, device=rows.device).repeat(len(rows))
+    v = rows.repeat_interleave(width)
+    x = (u - intrinsics[:, 0, 2, None]) / intrinsics[:, 0, 0, None]
+    y = (v - intrinsics[:, 1, 2, None]) / intrinsics[:, 1, 1, None]
+    return torch.stack([x, y, torch.ones_like(x)], dim=1)
 
 
 def cast(scene: Scene, origins: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
     """
     Find where rays end.
 
-    :param origins: (3, S, 1 or P) m, inside the room and outside of the furniture.
-    :param rays: (3, S, P)
+    :param origins: (S, 3) m, inside the room and outside of the furniture.
+    :param rays: (S, 3, P)
     :returns: distance (S, P) in lengths of the ray, and index of the solid (S, P) int64.
     """
-    nearest = _leave_cube(*_in_frame_of(scene, 0, origins, rays))
+    unit_from_world = _turn_and_scale(scene)
+    unit_origins = (unit_from_world @ (origins[:, None] - scene.centre)[..., None]).unbind(1)
+
+    def unit_rays(index: int) -> Tensor:
+        # no component may be zero, since they are divided by
+        return unit_from_world[:, index] @ rays + 1e-12
+
+    nearest = _leave_room(unit_origins[0], unit_rays(0))
     solid = torch.zeros(nearest.shape, dtype=torch.int64, device=nearest.device)
     for index, kind in enumerate(KINDS[1:], start=1):
-        distance = _ENTER[kind](*_in_frame_of(scene, index, origins, rays))
-        closer = distance < nearest
-        nearest = torch.where(closer, distance, nearest)
+        enter, leave = _INSIDE[kind](unit_origins[index], unit_rays(index))
+        closer = (enter > 0) & (enter < torch.minimum(leave, nearest))
+        nearest = torch.where(closer, enter, nearest)
         solid.masked_fill_(closer, index)
     return nearest, solid
 
 
-def _pixel_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """Return (3, S, P): the ray of each pixel in the camera's frame, 1 along the optical axis."""
-    v, u = torch.meshgrid(
-        torch.arange(height, device=intrinsics.device, dtype=intrinsics.dtype),
-        torch.arange(width, device=intrinsics.device, dtype=intrinsics.dtype),
-        indexing='ij',
-    )
-    x = (u.reshape(1, -1) - intrinsics[:, 0, 2, None]) / intrinsics[:, 0, 0, None]
-    y = (v.reshape(1, -1) - intrinsics[:, 1, 2, None]) / intrinsics[:, 1, 1, None]
-    return torch.stack([x, y, torch.ones_like(x)])
-
-
-def _in_frame_of(
-    scene: Scene, index: int, origins: Tensor, rays: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return origins and rays in the unit frame of a solid; no component of a ray is zero."""
-    cos, sin = scene.yaw[:, index, None].cos(), scene.yaw[:, index, None].sin()
-    half = scene.half_size[:, index].T[:, :, None]
-
-    def turn(vector: Tensor) -> Tensor:
-        x, y, z = vector
-        return torch.stack([cos * x + sin * y, cos * y - sin * x, z.expand_as(x)]) / half
-
-    local_rays = turn(rays)
-    local_rays = torch.where(local_rays.abs() < 1e-9, 1e-9, local_rays)
-    return turn(origins - scene.centre[:, index].T[:, :, None]), local_rays
+def _turn_and_scale(scene: Scene) -> Tensor:
+    """Return (R, M, 3, 3): directions of the world to directions in the unit frame of a solid."""
+    cos, sin = scene.yaw.cos(), scene.yaw.sin()
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    turn = torch.stack([cos, sin, zero, -sin, cos, zero, zero, zero, one], dim=-1)
+    return turn.reshape(*cos.shape, 3, 3) / scene.half_size[..., None]
 
 
 def _slab(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the ray enters and leaves |coordinate| <= 1, for each coordinate."""
+    """Return where each component of a ray enters and leaves -1 <= component <= 1."""
     inverse = 1 / ray
     middle, half = -origin * inverse, inverse.abs()
     return middle - half, middle + half
 
 
-def _leave_cube(origin: Tensor, ray: Tensor) -> Tensor:
-    x, y, z = _slab(origin, ray)[1]
+def _leave_room(origin: Tensor, ray: Tensor) -> Tensor:
+    x, y, z = _slab(origin, ray)[1].unbind(1)
     return torch.minimum(torch.minimum(x, y), z)
 
 
-def _enter_cube(origin: Tensor, ray: Tensor) -> Tensor:
-    enter, leave = _slab(origin, ray)
-    first = torch.maximum(torch.maximum(enter[0], enter[1]), enter[2])
-    last = torch.minimum(torch.minimum(leave[0], leave[1]), leave[2])
-    return torch.where((first < last) & (first > 0), first, torch.inf)
+# Each of these returns where rays (S, 3, P) from origins (S, 3, 1) enter and leave a solid, (S, P)
+# each; a ray that misses leaves before it enters, or its results are NaN.
 
 
-def _round(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+def _inside_cube(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+    enter, leave = (bound.unbind(1) for bound in _slab(origin, ray))
+    return (
+        torch.maximum(torch.maximum(enter[0], enter[1]), enter[2]),
+        torch.minimum(torch.minimum(leave[0], leave[1]), leave[2]),
+    )
+
+
+def _inside_ball(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Return where the ray enters and leaves the unit ball (or disc, from two components).
+    Intersect the unit ball, or the unit disc if there are two components.
 
     Found from the point nearest to the centre: the textbook quadratic cancels in float32.
     """
-    squared_length = sum(component * component for component in ray)
-    nearest = -sum(o * r for o, r in zip(origin, ray, strict=True)) / squared_length
-    miss = sum((o + nearest * r) ** 2 for o, r in zip(origin, ray, strict=True))
-    half = ((1 - miss) / squared_length).sqrt()  # NaN where the ray misses: fails every test below
+    squared_length = ray.square().sum(1)
+    nearest = (origin * ray).sum(1) / -squared_length
+    miss = (origin + nearest[:, None] * ray).square().sum(1)
+    half = ((1 - miss) / squared_length).sqrt()
     return nearest - half, nearest + half
 
 
-def _enter_ball(origin: Tensor, ray: Tensor) -> Tensor:
-    first, _ = _round(origin, ray)
-    return torch.where(first > 0, first, torch.inf)
+def _inside_cylinder(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+    enter_round, leave_round = _inside_ball(origin[:, :2], ray[:, :2])
+    enter_flat, leave_flat = _slab(origin[:, 2], ray[:, 2])
+    return torch.maximum(enter_round, enter_flat), torch.minimum(leave_round, leave_flat)
 
 
-def _enter_cylinder(origin: Tensor, ray: Tensor) -> Tensor:
-    enter_round, leave_round = _round(origin[:2], ray[:2])
-    enter_flat, leave_flat = _slab(origin[2], ray[2])
-    first = torch.maximum(enter_round, enter_flat)
-    last = torch.minimum(leave_round, leave_flat)
-    return torch.where((first < last) & (first > 0), first, torch.inf)
-
-
-_ENTER = {'box': _enter_cube, 'sphere': _enter_ball, 'cylinder': _enter_cylinder}
+_INSIDE = {'box': _inside_cube, 'sphere': _inside_ball, 'cylinder': _inside_cylinder}
+_ROUND = ('sphere', 'cylinder')
 
 
 def _shade(
-    scene: Scene, point: Tensor, rays: Tensor, solid: Tensor, pixel_size: Tensor
+    scene: Scene, points: Tensor, rays: Tensor, solid: Tensor, pixel_size: Tensor
 ) -> Tensor:
-    """Return the colour (3, S, P) of points on the surfaces of solids."""
-    room = torch.arange(scene.yaw.shape[0], device=solid.device)[:, None]
+    """
+    Colour the points where rays end.
+
+    :param pixel_size: (S, P) m, size of a pixel at the point, seen squarely.
+    :returns: (S, 3, P) uint8.
+    """
+    room = torch.arange(len(scene.yaw), device=solid.device)[:, None]
     row = (room * len(KINDS) + solid).reshape(-1)
-    points = point.reshape(3, -1)
-
-    centre = scene.centre.reshape(-1, 3)[row].T
-    half = scene.half_size.reshape(-1, 3)[row].T
-    yaw = scene.yaw.reshape(-1)[row]
-    cos, sin = yaw.cos(), yaw.sin()
-    x, y, z = points - centre
+    points, rays = (vector.transpose(0, 1).reshape(3, -1) for vector in (points, rays))
+    turn_columns = torch.stack([scene.yaw.cos().reshape(-1), scene.yaw.sin().reshape(-1)])
+    cos, sin = turn_columns[:, row]
+    x, y, z = points - scene.centre.reshape(-1, 3).T[:, row]
     local = torch.stack([cos * x + sin * y, cos * y - sin * x, z])
-    normal = _outward_normal(local / half, half, solid.reshape(-1))
-
-    axis = normal.abs().argmax(dim=0)
-    side = 2 * axis + (normal.gather(0, axis[None])[0] > 0)
-    surface = row * SIDES + side
+    local_normal = _outward_normal(local, scene.half_size.reshape(-1, 3).T[:, row], solid)
+    axis = local_normal.abs().argmax(dim=0)
+    side = 2 * axis + (local_normal.gather(0, axis[None])[0] > 0)
+    nx, ny, nz = local_normal
+    normal = torch.stack([cos * nx - sin * ny, sin * nx + cos * ny, nz])
+    slant = (rays * normal).sum(0) / rays.square().sum(0).sqrt()
+    normal = torch.where(slant > 0, -normal, normal)  # the room is seen from inside
     across = torch.where(axis == 0, local[1], local[0])
     along = torch.where(axis == 2, local[1], local[2])
+    # A slanted pixel is long in one direction only: take the mean of short and long.
+    footprint = pixel_size.reshape(-1) / slant.abs().clamp(min=0.05).sqrt()
+    surface = row * SIDES + side
+    colour = _paint(scene, surface, torch.stack([across, -along]), footprint)
+    colour = colour * _light(scene, points, normal)
+    colour = (colour * 255).round().clamp(0, 255).to(torch.uint8)
+    return colour.reshape(3, *solid.shape).transpose(0, 1)
 
-    normal = torch.stack(
-        [cos * normal[0] - sin * normal[1], sin * normal[0] + cos * normal[1], normal[2]]
-    )
-    ray = rays.reshape(3, -1)
-    slant = (ray * normal).sum(0) / ray.square().sum(0).sqrt()
-    normal = torch.where(slant > 0, -normal, normal)  # the room is seen from inside
+
+def _paint(scene: Scene, surface: Tensor, position: Tensor, footprint: Tensor) -> Tensor:
+    """Return the colour (3, N) of surfaces at positions (2, N) on them, footprint (N,), in m."""
     tile = scene.tile_size.reshape(-1)[surface]
-    uv = torch.stack([across, -along]) / tile + scene.offset.reshape(-1, 2)[surface].T
-    # A slanted pixel is long in one direction only: between the short and the long edge.
-    footprint = pixel_size.reshape(-1) / slant.abs().clamp(min=0.05).sqrt() / tile
-    pattern, detail = scene.bank.sample(scene.texture.reshape(-1)[surface], uv, footprint)
-    bright, dark = scene.colours.reshape(-1, 2, 3)[surface].permute(1, 2, 0)
-    colour = torch.lerp(dark, bright, pattern) * (0.7 + 0.6 * detail)
-    return (colour * _light(scene, points, normal, solid.shape)).reshape(point.shape)
+    uv = position / tile + scene.offset.reshape(-1, 2).T[:, surface]
+    texture = scene.texture.reshape(-1)[surface]
+    pattern, detail = scene.bank.sample(texture, uv, footprint / tile)
+    bright, dark = scene.colours.reshape(-1, 6).T[:, surface].split(3)
+    return torch.lerp(dark, bright, pattern) * (0.7 + 0.6 * detail)
 
 
-def _outward_normal(unit: Tensor, half: Tensor, solid: Tensor) -> Tensor:
-    """Return the unit normal (3, P) in the frames of the solids, from the unit-frame points."""
-    kind_of = torch.tensor([_SHAPES.index(kind) for kind in KINDS], device=solid.device)
-    kind = kind_of[solid]
-    magnitude = unit.abs()
-    face = magnitude == magnitude.amax(dim=0)
-    flat = torch.where(face, unit.sign(), 0.0)
-    cap = magnitude[2] > 0.99999 * (unit[0] ** 2 + unit[1] ** 2).sqrt()
-    upright = torch.stack([unit[0], unit[1], unit[2] * 0])
-    lid = torch.stack([unit[0] * 0, unit[0] * 0, unit[2].sign()])
-    normal = torch.where(kind == _SHAPES.index('sphere'), unit / half, flat)
-    round_side = torch.where(cap, lid, upright / half)
-    normal = torch.where(kind == _SHAPES.index('cylinder'), round_side, normal)
+def _outward_normal(local: Tensor, half: Tensor, solid: Tensor) -> Tensor:
+    """Return the unit normals (3, N) in the frames of the solids at points (3, N) on them."""
+    is_ball, is_round = (
+        torch.tensor([kind in kinds for kind in KINDS], device=solid.device)[solid.reshape(-1)]
+        for kinds in (('sphere',), _ROUND)
+    )
+    unit = local / half
+    x, y, z = unit.abs()
+    radius = torch.where(is_round, unit[:2].square().sum(0).sqrt(), torch.maximum(x, y))
+    on_side, on_lid = (radius >= z) | is_ball, (z > radius) | is_ball
+    on_x, on_y = on_side & (is_round | (x >= y)), on_side & (is_round | (y > x))
+    normal = unit / half * torch.stack([on_x, on_y, on_lid])
     return normal / normal.square().sum(0).sqrt()
 
 
-_SHAPES = ('room', 'box', 'sphere', 'cylinder')
-
-
-def _light(scene: Scene, points: Tensor, normal: Tensor, shape: torch.Size) -> Tensor:
-    """Return the brightness (P,): ambient light and diffuse lamps with fall-off."""
-    views, pixels = shape
+def _light(scene: Scene, points: Tensor, normal: Tensor) -> Tensor:
+    """Return the brightness (N,): ambient light and diffuse lamps with fall-off."""
     total = torch.full_like(points[0], AMBIENT)
     for lamp in scene.light.unbind(1):
-        position = lamp.T[:, :, None].expand(3, views, pixels).reshape(3, -1)
-        toward = position - points
+        position = lamp.T[:, :, None].expand(3, len(lamp), points.shape[1] // len(lamp))
+        toward = position.reshape(3, -1) - points
         squared = toward.square().sum(0)
-        cosine = (toward * normal).sum(0) / squared.sqrt()
-        total += LAMP_POWER * cosine.clamp(min=0) / (1 + squared / LAMP_REACH**2) * 2
+        cosine = (toward * normal).sum(0).clamp(min=0) / squared.sqrt()
+        total += LAMP_POWER * cosine / (1 + squared / LAMP_REACH**2)
     return total
