@@ -18,14 +18,15 @@ def generate_launch_description():
     node = PathJoinSubstitution([FindPackageShare('vggt_ros'), 'launch', 'vggt.launch.py'])
     return LaunchDescription(
         [
+            # first, since it also sets the DDS profile, which the camera needs for large images
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(node), launch_arguments={'rviz': 'true'}.items()
+            ),
             Node(
                 package='vggt_ros',
                 executable='synthetic_camera',
                 output='screen',
                 parameters=[{'loop': True}],
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(node), launch_arguments={'rviz': 'true'}.items()
             ),
         ]
     )

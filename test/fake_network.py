@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
 from vggt_ros.geometry.camera import encode_pose, invert_rigid
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.model.prediction import Prediction
+from vggt_ros.settings import Settings
 
 ROOM = np.array([4.0, 3.0, 5.0])  # half the room's extent in x, y, z, metres
 FIELD_OF_VIEW = 1.2  # horizontal, radians; pixels are square
@@ -95,6 +98,22 @@ class FakeNetwork:
                 self._failed.add(frame.stamp_ns)
                 return Failure(value)
         return None
+
+
+def warm_up() -> None:
+    """
+    Run the engine on two windows, in one thread from now on.
+
+    The first use of a library's function can take seconds on a cold machine; tests of latency
+    start after that. A fake network gains nothing from threads.
+    """
+    torch.set_num_threads(1)
+    engine = StreamingEngine(
+        Settings.from_flat({'window_size': 3, 'window_stride': 1}), FakeNetwork()
+    )
+    for number in range(4):
+        picture = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        engine.add(Frame(picture, number * 1_000_000, 'camera'))
 
 
 def true_cameras(stamps_ns: list[int]) -> np.ndarray:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 
-import torch
-from fake_network import FakeNetwork
+from fake_network import FakeNetwork, warm_up
 
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.ros.node import VggtNode, spin_until_signal
@@ -27,5 +26,5 @@ def load_fake(settings: ModelSettings) -> FakeNetwork:
 
 
 if __name__ == '__main__':
-    torch.set_num_threads(1)
+    warm_up()
     spin_until_signal(lambda: VggtNode(load_network=load_fake), None)

@@ -156,7 +156,7 @@ class Driver:
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
-    def spin_until(self, condition, seconds=10.0, what='it'):
+    def spin_until(self, condition, seconds=60.0, what='it'):
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f'waited {seconds} s for {what} in vain'
@@ -167,7 +167,7 @@ class Driver:
         while (left := deadline - time.monotonic()) > 0:
             self.executor.spin_once(timeout_sec=left)
 
-    def call(self, service, request, seconds=40.0):
+    def call(self, service, request, seconds=120.0):
         client = self.clients[service]
         self.spin_until(client.service_is_ready, seconds, service)
         future = client.call_async(request)
@@ -204,7 +204,7 @@ class Driver:
             self.images.publish(make_image(number, **how))
             self.spin_for(pause)
 
-    def wait_windows(self, count, seconds=10.0):
+    def wait_windows(self, count, seconds=60.0):
         self.spin_until(lambda: len(self.got['window']) >= count, seconds, f'{count} windows')
         return self.got['window']
 
@@ -215,7 +215,7 @@ class Driver:
         status = self.got['diagnostics'][-1].status[0]
         return status, {pair.key: pair.value for pair in status.values}
 
-    def wait_health(self, seconds=5.0, **expected):
+    def wait_health(self, seconds=60.0, **expected):
         """Wait until the diagnostics say this."""
         deadline = time.monotonic() + seconds
         expected = {key: str(value) for key, value in expected.items()}

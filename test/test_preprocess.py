@@ -44,7 +44,10 @@ def test_a_pixel_of_the_network_image_finds_its_colour_in_the_source(
 
 
 def test_images_of_different_sizes_are_surrounded_with_white() -> None:
-    wide, tall = fit_image(gradient(100, 300), 84, 'crop'), fit_image(gradient(300, 100), 84, 'crop')
+    wide, tall = (
+        fit_image(gradient(100, 300), 84, 'crop'),
+        fit_image(gradient(300, 100), 84, 'crop'),
+    )
     unified = unify_sizes([wide, tall])
     assert [image.pixels.shape for image in unified] == [(84, 84, 3)] * 2
     assert (unified[0].pixels[0] == 255).all()

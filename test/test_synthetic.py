@@ -26,7 +26,9 @@ def distance_to_surfaces(scene, points):
     points = points.double().numpy()
     distances = []
     for index, kind in enumerate(KINDS):
-        centre, half = (part[0, index].double().numpy() for part in (scene.centre, scene.half_size))
+        centre, half = (
+            part[0, index].double().numpy() for part in (scene.centre, scene.half_size)
+        )
         yaw = float(scene.yaw[0, index])
         turn = np.array(
             [[math.cos(yaw), math.sin(yaw), 0], [-math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]]
@@ -163,7 +165,8 @@ def test_furniture_keeps_off_the_lane():
         for radius in (LANE[0] + 0.01, sum(LANE) / 2, LANE[1] - 0.01):
             for height in (0.05, 1.0, 2.0):
                 ring = torch.stack(
-                    [radius * angle.cos(), radius * angle.sin(), torch.full_like(angle, height)], -1
+                    [radius * angle.cos(), radius * angle.sin(), torch.full_like(angle, height)],
+                    -1,
                 )
                 assert distance_to_surfaces(Scene.room(seed), ring).min() > 0
 

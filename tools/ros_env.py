@@ -291,7 +291,10 @@ def fill_sourced(environment: Environment) -> None:
     kept = [line for line in listed.splitlines() if re.match(r'(numpy|torch)==', line)]
     constraints = environment.build / 'constraints.txt'
     constraints.write_text('\n'.join(kept) + '\n')
-    call(environment, [*pip, 'install', '--no-input', '--no-compile', '-c', str(constraints), *missing])
+    call(
+        environment,
+        [*pip, 'install', '--no-input', '--no-compile', '-c', str(constraints), *missing],
+    )
 
 
 def fill_wheels(environment: Environment) -> None:
@@ -303,7 +306,10 @@ def fill_wheels(environment: Environment) -> None:
         for line in requirements(requirement_files(environment))
         if not (users and module_of(line) == 'torch')
     ]
-    call(environment, [python, '-m', 'pip', 'install', '--no-input', '--no-compile', '--prefer-binary', *wanted])
+    call(
+        environment,
+        [python, '-m', 'pip', 'install', '--no-input', '--no-compile', '--prefer-binary', *wanted],
+    )
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')

@@ -68,9 +68,7 @@ def align(
     log_scale = float(np.median(log_ratio))
     difference = np.abs(np.expm1(log_ratio - log_scale))
     residual = float(np.median(difference))
-    map_from_camera = placed.map_from_window.place(
-        placed.reconstruction.window_from_camera[there]
-    )
+    map_from_camera = placed.map_from_window.place(placed.reconstruction.window_from_camera[there])
     map_from_window = _fit_cameras(
         map_from_camera,
         reconstruction.window_from_camera[here],
@@ -89,7 +87,9 @@ def _log_depth_ratio(
     ratios = []
     for i, j in zip(here, there):
         step = max(new.depth[i].size // _PIXELS_PER_FRAME, 1)
-        confidence = np.minimum(new.confidence[i].ravel()[::step], old.confidence[j].ravel()[::step])
+        confidence = np.minimum(
+            new.confidence[i].ravel()[::step], old.confidence[j].ravel()[::step]
+        )
         chosen = confidence >= np.median(confidence)
         depth = new.depth[i].ravel()[::step][chosen]
         ratios.append(np.log(old.depth[j].ravel()[::step][chosen] / depth))

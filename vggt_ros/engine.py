@@ -91,7 +91,10 @@ class StreamingEngine:
             raise
         stopwatch.lap('reconstruct')
         alignment = align(
-            batch.ids, reconstruction, self._placed, self._settings.alignment.max_alignment_residual
+            batch.ids,
+            reconstruction,
+            self._placed,
+            self._settings.alignment.max_alignment_residual,
         )
         stopwatch.lap('align')
         return self._place(window, batch, reconstruction, alignment, stopwatch.seconds)

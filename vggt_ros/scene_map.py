@@ -74,8 +74,8 @@ class MapUpdate:
         )
         in_window = in_camera.reshape(-1, 3).numpy()[chosen]
         # float32 carries a cloud to 1e-7 of its size; only the transform is put together in 64
-        map_from_camera = self.alignment.map_from_window.matrix() @ (
-            self.reconstruction.window_from_camera[i]
+        map_from_camera = (
+            self.alignment.map_from_window.matrix() @ (self.reconstruction.window_from_camera[i])
         )
         rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
         xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)

@@ -162,7 +162,7 @@ class CloudSettings:
 
     min_confidence: float = setting(
         1.2,
-        "Pixels whose confidence is lower are NaN in the depth image and absent from the cloud. "
+        'Pixels whose confidence is lower are NaN in the depth image and absent from the cloud. '
         "VGGT's confidence begins at 1; 0 accepts every pixel.",
         low=0.0,
     )

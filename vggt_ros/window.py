@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -73,9 +74,12 @@ class SlidingWindow:
             self.reset(broken)
         self._last_stamp_ns = frame.stamp_ns
         view = _shrink(frame.image) if self._min_parallax > 0 else None
-        if view is not None and self._view is not None:
-            if median_flow(self._view, view) < self._min_parallax:
-                return self._leave_out('no_parallax')
+        if (
+            view is not None
+            and self._view is not None
+            and median_flow(self._view, view) < self._min_parallax
+        ):
+            return self._leave_out('no_parallax')
         self._view = view
         self._frames.append((self._next_id, frame))
         self._next_id += 1
@@ -106,7 +110,7 @@ class SlidingWindow:
         if self._last_stamp_ns is None:
             return ''
         stamps = (self._last_stamp_ns, *skipped_stamps_ns, frame.stamp_ns)
-        steps = [later - earlier for earlier, later in zip(stamps, stamps[1:])]
+        steps = [later - earlier for earlier, later in pairwise(stamps)]
         if min(steps) < 0:
             return f'stamps ran backwards by {-min(steps) * 1e-9:.3f} s'
         if max(steps) > self._max_gap_ns:

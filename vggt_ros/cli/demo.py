@@ -4,8 +4,9 @@ The demo: a synthetic camera, the node and a recorder as three processes that ta
 
     python3 -m vggt_ros.cli.demo --output demo.png
 
-Starts the node and brings it to *active*, then camera and recorder; ends with the recorder, whose
-table and picture are the result. Stops only what it started, also on Ctrl-C.
+Starts them all and brings the node to *active*; the camera plays when node and recorder listen.
+Ends with the recorder, whose table and picture are the result. Stops only what it started, also
+on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ def run_demo(options: argparse.Namespace, processes: Processes) -> None:
         'frames': options.frames,
         'seed': options.seed,
         'subscribers': 2,  # the node and the recorder
+        'wait': float(options.timeout),
     }
-    say('starting the node')
+    say('starting node, camera and recorder')
     node = ['--ros-args', '--log-level', 'info']
     if options.checkpoint:
         node += ['-p', f'checkpoint:={options.checkpoint}']
@@ -97,8 +99,6 @@ def run_demo(options: argparse.Namespace, processes: Processes) -> None:
     for name, value in parameters.items():
         camera += ['-p', f'{name}:={value}']
     processes.start('camera', 'vggt_ros.ros.synthetic_camera', *camera)
-    processes.wait_for('bring-up', options.timeout)
-    say('the node is active; starting the recorder')
     processes.start(
         'recorder',
         'vggt_ros.ros.recorder',
@@ -106,6 +106,8 @@ def run_demo(options: argparse.Namespace, processes: Processes) -> None:
         *('--quiet', str(options.quiet)),
         *('--timeout', str(options.timeout)),
     )
+    processes.wait_for('bring-up', options.timeout)
+    say('the node is active')
     processes.wait_for('recorder', options.timeout + 60)
 
 
@@ -116,7 +118,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--size', default='320x240', help='of the images, pixels')
     parser.add_argument('--rate', type=float, default=10.0, help='images per second')
     parser.add_argument('--seed', type=int, default=0, help='which room and which path')
-    parser.add_argument('--output', type=Path, default=Path('demo.png'), help='the picture')
+    parser.add_argument('--output', type=Path, default=Path('demo_output/demo.png'), help='the picture')
     parser.add_argument('--checkpoint', default='', help="weights; default: the node's own")
     parser.add_argument('--quiet', type=float, default=5.0, help='s without a message: the end')
     parser.add_argument('--timeout', type=float, default=180.0, help='s for the run')
@@ -141,6 +143,7 @@ def main() -> int:
         say('interrupted')
         return 130
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave children
         processes.stop()
     if processes.returncode('node'):
         sys.stderr.write(f'the node ended with code {processes.returncode("node")}\n')

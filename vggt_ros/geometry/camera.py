@@ -83,7 +83,9 @@ def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
     height, width = depth.shape[-2:]
     u = torch.arange(width, dtype=depth.dtype, device=depth.device)
     v = torch.arange(height, dtype=depth.dtype, device=depth.device).unsqueeze(-1)
-    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    fx, fy, cx, cy = (
+        intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))
+    )
     return torch.stack(((u - cx) * depth / fx, (v - cy) * depth / fy, depth), -1).to(depth.dtype)
 
 
@@ -99,7 +101,9 @@ def transform_points(to_from: Tensor, points: Tensor) -> Tensor:
     return points @ rotation.transpose(-1, -2) + translation.unsqueeze(-2)
 
 
-def project(points: Tensor, camera_from_world: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+def project(
+    points: Tensor, camera_from_world: Tensor, intrinsics: Tensor
+) -> tuple[Tensor, Tensor]:
     """
     Project world points into cameras.
 

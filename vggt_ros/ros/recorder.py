@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Pose, PoseArray, PoseStamped
 from nav_msgs.msg import Odometry
@@ -38,7 +37,6 @@ from tf2_msgs.msg import TFMessage
 from vggt_ros.evaluation.picture import RunPicture, draw_run
 from vggt_ros.evaluation.timing import TopicTiming, timing_table
 from vggt_ros.evaluation.trajectory import PathErrors, compare_paths
-from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.msg import WindowReport
 from vggt_ros.ros.convert import decode_image
@@ -173,13 +171,19 @@ def _ns(stamp: Any) -> int:
 
 
 def _pose_matrix(pose: Pose) -> npt.NDArray[np.float64]:
+    """Return (4, 4). In numpy: this process needs no torch, whose import takes seconds."""
     turn, place = pose.orientation, pose.position
-    matrix = np.eye(4)
-    matrix[:3, :3] = matrix_from_quaternion(
-        torch.tensor([turn.x, turn.y, turn.z, turn.w], dtype=torch.float64)
-    ).numpy()
-    matrix[:3, 3] = place.x, place.y, place.z
-    return matrix
+    x, y, z, w = np.array([turn.x, turn.y, turn.z, turn.w]) / np.linalg.norm(
+        [turn.x, turn.y, turn.z, turn.w]
+    )
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w), place.x],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w), place.y],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y), place.z],
+            [0, 0, 0, 1],
+        ]
+    )
 
 
 def report(recorder: Recorder, output: Path) -> None:
@@ -276,7 +280,7 @@ def main() -> int:
     deadline = time.monotonic() + options.timeout
     try:
         recorder = Recorder(options.node)
-        recorder.wait_for_node(min(30.0, options.timeout))
+        recorder.wait_for_node(options.timeout)
         while not recorder.is_over(options.quiet) and time.monotonic() < deadline:
             rclpy.spin_once(recorder, timeout_sec=0.2)
         report(recorder, options.output)
