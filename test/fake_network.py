@@ -167,7 +167,7 @@ def meet_walls(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.n
     rows, columns = np.indices((height, width), float)
     pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
     rays = pixels @ np.linalg.inv(true_intrinsics(height, width)).T @ camera[:3, :3].T
-    with np.errstate(divide='ignore'):
+    with np.errstate(divide='ignore', invalid='ignore'):
         to_walls = (np.sign(rays) * ROOM - camera[:3, 3]) / rays
     depth = np.where(rays == 0, np.inf, to_walls).min(-1)
     return depth, camera[:3, 3] + depth[..., None] * rays

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ray-cast rooms, by laws: every depth lies on the nearest surface, and textures stay there."""
+"""The ray-cast rooms, by laws: every depth lies on the nearest surface, textures stay on it."""
 
 import math
 

@@ -33,7 +33,8 @@ class Bench:
         )
         self.taken = 0
         self.updates = []
-        self.latencies = []
+        self.arrived = []
+        self.published = []
         self.complaints = []
         self.counts = Counter()
         self.engine = StreamingEngine(settings, FakeNetwork(seconds, image_width=28))
@@ -50,7 +51,8 @@ class Bench:
 
     def publish(self, update, newest):
         self.updates.append(update)
-        self.latencies.append(time.monotonic() - newest.arrived)
+        self.arrived.append(newest.arrived)
+        self.published.append(time.monotonic())
 
     def complain(self, kind, sentence):
         self.complaints.append((kind, sentence))
@@ -133,7 +135,9 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
     assert ids == list(range(len(ids))) and len(ids) > 8
     assert {update.map_id for update in run.updates} == {0}
     assert all(update.alignment.shared == SIZE - STRIDE for update in run.updates[1:])
-    assert max(run.latencies) < 2.0  # without thinning it would be 3.3 s and rising
+    # whatever a window holds came while the one before was computed, or later
+    for arrived, two_before in zip(run.arrived[2:], run.published):
+        assert arrived > two_before
     stamps = [frame.stamp_ns for frame in run.updates[-1].batch.frames]
     assert (np.diff(stamps) > 0).all()
 

@@ -50,6 +50,8 @@ MODULES = {
     'setuptools': '',
 }
 OLDEST_TORCH = (2, 4)
+# Compiling torch to byte code takes longer than the rest; Python does it for what it imports.
+PIP_INSTALL = ('install', '--no-input', '--no-compile', '--progress-bar', 'off')
 
 
 class Environment(NamedTuple):
@@ -200,10 +202,9 @@ def shell_script(lines: list[tuple[str, str, str]]) -> str:
     return text
 
 
-def call(environment: Environment, command: list[str], **variables_: str) -> None:
+def call(environment: Environment, command: list[str]) -> None:
     """Run a step with its output in the log; on failure show the log's end and stop."""
     env = apply(variables(environment, built=False))
-    env.update(variables_)
     with environment.log.open('a') as log:
         log.write(f'\n$ {shlex.join(command)}\n')
         log.flush()
@@ -211,7 +212,8 @@ def call(environment: Environment, command: list[str], **variables_: str) -> Non
             command, env=env, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         ).returncode
     if status:
-        tail = '\n'.join(environment.log.read_text(errors='replace').splitlines()[-15:])
+        lines = environment.log.read_text(errors='replace').splitlines()
+        tail = '\n'.join(line[:200] for line in lines[-15:])
         fail(f'{command[0]} ended with {status}; the whole log is {environment.log}\n{tail}')
 
 
@@ -220,7 +222,7 @@ def digest(*parts: object) -> str:
     total = hashlib.sha256()
     for part in parts:
         total.update(str(part).encode() + b'\0')
-        if isinstance(part, Path):
+        if isinstance(part, Path) and part.is_file():
             total.update(part.read_bytes() + b'\0')
     return total.hexdigest()
 
@@ -291,10 +293,7 @@ def fill_sourced(environment: Environment) -> None:
     kept = [line for line in listed.splitlines() if re.match(r'(numpy|torch)==', line)]
     constraints = environment.build / 'constraints.txt'
     constraints.write_text('\n'.join(kept) + '\n')
-    call(
-        environment,
-        [*pip, 'install', '--no-input', '--no-compile', '-c', str(constraints), *missing],
-    )
+    call(environment, [*pip, *PIP_INSTALL, '-c', str(constraints), *missing])
 
 
 def fill_wheels(environment: Environment) -> None:
@@ -306,10 +305,7 @@ def fill_wheels(environment: Environment) -> None:
         for line in requirements(requirement_files(environment))
         if not (users and module_of(line) == 'torch')
     ]
-    call(
-        environment,
-        [python, '-m', 'pip', 'install', '--no-input', '--no-compile', '--prefer-binary', *wanted],
-    )
+    call(environment, [python, '-m', 'pip', *PIP_INSTALL, '--prefer-binary', *wanted])
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
@@ -357,7 +353,7 @@ def setup(environment: Environment) -> None:
     """Make the virtual environment unless its stamp says that it is made already."""
     stamp = environment.venv / 'made_from'
     overlay = sorted(path for path in (TOOLS / 'overlay').rglob('*') if path.is_file())
-    wanted = digest(environment, sys.version, *requirement_files(environment), *overlay)
+    wanted = digest(sys.version, environment.venv, *requirement_files(environment), *overlay)
     python = environment.venv / 'bin/python'
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return
@@ -369,8 +365,10 @@ def setup(environment: Environment) -> None:
         f'(a few minutes; log: {environment.log.relative_to(ROOT)})'
     )
     environment.log.write_text('')
-    if not (stamp.is_file() and python.exists()):
-        # Never finished, so nothing in it can be relied upon.
+    if not (
+        stamp.is_file() and python.exists() and (environment.venv / environment.site).is_dir()
+    ):
+        # Never finished, or of another Python: nothing in it can be relied upon.
         shutil.rmtree(environment.venv, ignore_errors=True)
     stamp.unlink(missing_ok=True)
     if not python.exists():
@@ -403,6 +401,11 @@ def build(environment: Environment) -> None:
     stamp.unlink(missing_ok=True)
     say('colcon build ...')
     environment.log.touch()
+    # CMake refuses to export a target whose headers (numpy's, in .venv) lie inside the source
+    # folder. Through this link the source folder has another name.
+    source = environment.build / 'source'
+    source.unlink(missing_ok=True)
+    source.symlink_to(ROOT)
     colcon = shutil.which('colcon', path=f'{environment.venv}/bin:{os.environ["PATH"]}')
     call(
         environment,
@@ -412,7 +415,7 @@ def build(environment: Environment) -> None:
             str(environment.build / 'log'),
             'build',
             '--paths',
-            str(ROOT),
+            str(source),
             '--build-base',
             str(environment.build / 'build'),
             '--install-base',

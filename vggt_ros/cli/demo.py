@@ -118,7 +118,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--size', default='320x240', help='of the images, pixels')
     parser.add_argument('--rate', type=float, default=10.0, help='images per second')
     parser.add_argument('--seed', type=int, default=0, help='which room and which path')
-    parser.add_argument('--output', type=Path, default=Path('demo_output/demo.png'), help='the picture')
+    parser.add_argument(
+        '--output', type=Path, default=Path('demo_output/demo.png'), help='the picture'
+    )
     parser.add_argument('--checkpoint', default='', help="weights; default: the node's own")
     parser.add_argument('--quiet', type=float, default=5.0, help='s without a message: the end')
     parser.add_argument('--timeout', type=float, default=180.0, help='s for the run')
@@ -129,7 +131,7 @@ def main() -> int:
     """Run the demo in a ROS graph of its own."""
     options = parse_arguments()
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     processes = Processes()

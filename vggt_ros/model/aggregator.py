@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_ros.model.attention import RopeTable, patch_positions, rope_table
-from vggt_ros.model.block import Block
+from vggt_ros.model.block import Block, draw_normal
 from vggt_ros.model.config import VGGTConfig
 from vggt_ros.model.patch_embed import PatchEncoder
 
@@ -40,8 +40,8 @@ class Aggregator(nn.Module):
             )
             for _ in range(2)
         )
-        nn.init.normal_(self.camera_token, std=1e-6)
-        nn.init.normal_(self.register_token, std=1e-6)
+        draw_normal(self.camera_token, std=1e-6)
+        draw_normal(self.register_token, std=1e-6)
         self._rope_tables: dict[tuple[int, int, torch.device], RopeTable] = {}
 
     def forward(

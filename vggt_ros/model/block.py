@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from vggt_ros.model.attention import RopeTable, SelfAttention
 
 
+def draw_normal(parameter: nn.Parameter, std: float) -> None:
+    """Initialise a token."""
+    # On the meta device there is nothing to draw, but torch would import its compiler to do so,
+    # which takes seconds.
+    if not parameter.is_meta:
+        nn.init.normal_(parameter, std=std)
+
+
 class Mlp(nn.Module):
     """Two linear layers with the exact (erf) GELU between."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vggt_ros.model.block import Block
+from vggt_ros.model.block import Block, draw_normal
 from vggt_ros.model.config import VGGTConfig
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -59,8 +59,8 @@ class PatchEncoder(nn.Module):
 
     def _initialise(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.normal_(self.register_tokens, std=1e-6)
+        draw_normal(self.cls_token, std=1e-6)
+        draw_normal(self.register_tokens, std=1e-6)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vggt_ros.model.block import Mlp
+from vggt_ros.model.block import Mlp, draw_normal
 from vggt_ros.model.config import TrackConfig, VGGTConfig
 from vggt_ros.model.dense_head import DenseDecoder, Size, by_frames, size_of
 from vggt_ros.model.tracker import UpdateTransformer
@@ -84,7 +84,8 @@ class Tracker(nn.Module):
         )
         self.updateformer = UpdateTransformer(config)
         # Entry 0 marks the tokens of the query frame, entry 1 all others.
-        self.query_ref_token = nn.Parameter(torch.randn(1, 2, 3 * dim + 4))
+        self.query_ref_token = nn.Parameter(torch.empty(1, 2, 3 * dim + 4))
+        draw_normal(self.query_ref_token, std=1.0)
         self.fmap_norm = nn.LayerNorm(dim)
         self.ffeat_norm = nn.GroupNorm(1, dim)
         self.ffeat_updater = nn.Sequential(nn.Linear(dim, dim), nn.GELU())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vggt_ros.model.attention import CrossAttention
-from vggt_ros.model.block import Mlp
+from vggt_ros.model.block import Mlp, draw_normal
 from vggt_ros.model.config import TrackConfig
 
 MLP_RATIO = 4
@@ -68,7 +68,7 @@ class UpdateTransformer(nn.Module):
         self.output_norm = nn.LayerNorm(dim)
         self.flow_head = nn.Linear(dim, config.features + 2)
         # The misspelling is the checkpoints'.
-        self.virual_tracks = nn.Parameter(torch.randn(1, config.num_virtual_tracks, 1, dim))
+        self.virual_tracks = nn.Parameter(torch.empty(1, config.num_virtual_tracks, 1, dim))
         depth = range(config.depth)
         self.time_blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in depth)
         self.space_virtual_blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in depth)
@@ -82,6 +82,7 @@ class UpdateTransformer(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.flow_head.weight, std=0.001)
+        draw_normal(self.virual_tracks, std=1.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, K, S, 3D + 4) → (B, K, S, 2 + D)."""

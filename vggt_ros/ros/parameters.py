@@ -49,7 +49,8 @@ class NodeSettings:
     tf_mode: str = setting(
         'cameras',
         'Transforms on /tf. cameras: <camera_frame_prefix>_0, _1, ... for the frames of the '
-        'window, oldest first; newest: <camera_frame_prefix> for the newest; off: none.',
+        'window, oldest first; newest: <camera_frame_prefix> for the newest; off: none (in quotes '
+        'in YAML and on the command line, where off alone means false).',
         choices=('cameras', 'newest', 'off'),
     )
     image_transport: str = setting(

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishing costs nothing where nobody listens, and messages carry what the update says."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs ROS')
+import rclpy
+from fake_network import FakeNetwork
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
+from vggt_ros.ros.messages import make_cloud, make_header, ns_from_time, time_from_ns
+from vggt_ros.ros.parameters import NodeSettings
+from vggt_ros.ros.publish import TOPICS, MapPublishers
+from vggt_ros.scene_map import PointCloud
+from vggt_ros.settings import Settings
+
+SIZE = 3
+
+
+@pytest.fixture
+def node():
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=1 + (os.getpid() + 71) % 100)
+    made = Node('publish', context=context)
+    yield made
+    made.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
+def updates():
+    settings = Settings.from_flat({'min_parallax': 0.0, 'window_size': SIZE, 'window_stride': 1})
+    engine = StreamingEngine(settings, FakeNetwork(image_width=28))
+    picture = np.full((24, 32, 3), 50, np.uint8)
+    added = [engine.add(Frame(picture, 10**12 + i * 10**8, 'camera')) for i in range(SIZE + 4)]
+    return [update for update in added if update is not None]
+
+
+class Asked:
+    """An update that notes whether its depth or points were computed."""
+
+    def __init__(self, update):
+        self.update = update
+        self.computed = []
+
+    def __getattr__(self, name):
+        if name in ('depth', 'points'):
+            self.computed.append(name)
+        return getattr(self.update, name)
+
+
+def listen(node, topic, kind):
+    got = []
+    node.create_subscription(kind, topic, got.append, 10)
+    return got
+
+
+def wait(node, condition):
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        executor.spin_once(timeout_sec=0.05)
+    executor.remove_node(node)
+    executor.shutdown()
+
+
+def test_nothing_is_computed_for_topics_without_subscribers(node, updates):
+    publishers = MapPublishers(node, NodeSettings())
+    asked = Asked(updates[0])
+    publishers.publish(asked, time.monotonic())
+    assert not asked.computed
+    got = listen(node, '~/points', TOPICS['~/points'])
+    wait(node, lambda: node.count_subscribers('~/points'))
+    wait(node, lambda: publishers._publishers['~/points'].get_subscription_count())
+    publishers.publish(asked, time.monotonic())
+    assert asked.computed == ['points'] * SIZE
+    wait(node, lambda: len(got) == SIZE)
+
+
+def test_the_path_keeps_its_newest_poses_only(node, updates):
+    publishers = MapPublishers(node, NodeSettings(max_path=4))
+    got = listen(node, '~/path', Path)
+    wait(node, lambda: publishers._publishers['~/path'].get_subscription_count())
+    for update in updates:
+        publishers.publish(update, time.monotonic())
+    wait(node, lambda: len(got) == len(updates))
+    path = got[-1].poses
+    assert isinstance(path[0], PoseStamped)
+    stamps = [ns_from_time(pose.header.stamp) for pose in path]
+    assert stamps == [10**12 + i * 10**8 for i in range(SIZE, SIZE + 4)]
+
+
+@pytest.mark.parametrize('stamp_ns', [0, 1, 999_999_999, 1_700_000_000_123_456_789])
+def test_stamps_survive_to_the_nanosecond(stamp_ns):
+    assert ns_from_time(time_from_ns(stamp_ns)) == stamp_ns
+
+
+def test_an_empty_cloud_is_a_valid_message():
+    empty = PointCloud(
+        np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32)
+    )
+    message = make_cloud(make_header('map', 1), empty)
+    assert (message.width, message.row_step, len(message.data)) == (0, 0, 0)
