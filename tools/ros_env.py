@@ -180,6 +180,9 @@ def variables(environment: Environment, built: bool = True) -> list[tuple[str, s
 def apply(lines: list[tuple[str, str, str]]) -> dict[str, str]:
     """Return the present environment variables with the given ones applied."""
     result = dict(os.environ)
+    # pip compiled nothing (PIP_INSTALL), so what an import compiles has to be kept: torch costs
+    # 15 s of it at every start otherwise.
+    result.pop('PYTHONDONTWRITEBYTECODE', None)
     for how, name, value in lines:
         old = result.get(name, '')
         if how == 'prepend' and old:
@@ -193,6 +196,7 @@ def apply(lines: list[tuple[str, str, str]]) -> dict[str, str]:
 def shell_script(lines: list[tuple[str, str, str]]) -> str:
     """Return the same variables as a file for `source`, in plain sh."""
     text = '# Made by tools/ros_env.py: source it to work in this environment.\n'
+    text += 'unset PYTHONDONTWRITEBYTECODE\n'
     for how, name, value in lines:
         quoted = shlex.quote(value)
         if how == 'prepend':

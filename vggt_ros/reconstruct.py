@@ -45,11 +45,15 @@ def reconstruct(prediction: Prediction, batch: Batch) -> Reconstruction:
     :raises PredictionError: if a value is not finite, a field of view is not that of a pinhole
         camera, or lengths are absurd.
     """
-    if prediction.pose_encodings is None or prediction.depth is None:
+    if (
+        prediction.pose_encodings is None
+        or prediction.depth is None
+        or prediction.depth_confidence is None
+    ):
         raise ValueError('a reconstruction needs the camera and the depth head')
     encoding = prediction.pose_encodings[-1][0].double()
     depth = prediction.depth[0].float().numpy()
-    confidence = prediction.depth_confidence[0].float().numpy()  # type: ignore[union-attr]
+    confidence = prediction.depth_confidence[0].float().numpy()
     _check(encoding.numpy(), depth, confidence)
     height, width = batch.images.shape[-2:]
     camera_from_world, intrinsics = decode_pose(encoding, height, width)

@@ -68,7 +68,8 @@ class SlidingWindow:
         self.counts['thinned'] += len(skipped_stamps_ns)
         self._skipped += len(skipped_stamps_ns)
         if self._last_stamp_ns == frame.stamp_ns or frame.stamp_ns in skipped_stamps_ns:
-            return self._leave_out('duplicate_stamp')
+            self._leave_out('duplicate_stamp')
+            return None
         broken = self._find_break(frame, skipped_stamps_ns)
         if broken:
             self.reset(broken)
@@ -79,7 +80,8 @@ class SlidingWindow:
             and self._view is not None
             and median_flow(self._view, view) < self._min_parallax
         ):
-            return self._leave_out('no_parallax')
+            self._leave_out('no_parallax')
+            return None
         self._view = view
         self._frames.append((self._next_id, frame))
         self._next_id += 1

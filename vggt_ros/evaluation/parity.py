@@ -95,7 +95,7 @@ def deviation(golden: Tensor, ours: Tensor) -> float:
     finite = golden.isfinite()
     if not torch.equal(golden[~finite], ours[~finite]) or not ours[finite].isfinite().all():
         return float('inf')
-    golden, ours = golden[finite], ours[finite]
+    golden, ours = golden[finite], ours[finite].detach()
     if golden.numel() == 0:
         return 0.0
     spread = (golden - golden.mean()).abs().max() if golden.numel() > 1 else golden.abs().max()
@@ -106,7 +106,8 @@ def build_case(folder: Path) -> VGGT:
     """The network of a golden case, with its weights."""
     description = json.loads((folder / 'config.json').read_text())
     case = description['_case']
-    model = VGGT(VGGTConfig.from_dict(description)).eval()
+    model = VGGT(VGGTConfig.from_dict(description))
+    model.eval()
     fill(model, case['salt'], case['probe_scale'])
     return model
 
@@ -200,7 +201,7 @@ def sample_deviation(golden: dict[str, Any], ours: Tensor) -> float:
         abs(float(flat.mean()) - golden['mean']),
         abs(float(flat.std()) - golden['std']),
     )
-    return worst / max(golden['std'], 1e-9)
+    return float(worst / max(golden['std'], 1e-9))
 
 
 def worst_by_head(deviations: list[Deviation]) -> dict[str, Deviation]:

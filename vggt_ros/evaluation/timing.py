@@ -49,8 +49,8 @@ def timing_table(topics: Mapping[str, TopicTiming]) -> str:
     rows = [('topic', 'messages', 'rate Hz', 'latency p50 ms', 'latency p95 ms')]
     for name, timing in topics.items():
         count = len(timing.arrivals_ns)
-        latencies = (number(timing.latency_ms(percent), 0) for percent in (50, 95))
-        rows.append((name, str(count), number(timing.rate, 1), *latencies))
+        p50, p95 = (number(timing.latency_ms(percent), 0) for percent in (50, 95))
+        rows.append((name, str(count), number(timing.rate, 1), p50, p95))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         '  '.join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])])

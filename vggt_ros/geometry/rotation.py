@@ -71,7 +71,8 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
     u, _, vh = torch.linalg.svd(matrix)
     flip = torch.ones_like(matrix[..., 0])
     flip[..., 2] = torch.linalg.det(u @ vh)
-    return (u * flip.unsqueeze(-2)) @ vh
+    rotation: Tensor = (u * flip.unsqueeze(-2)) @ vh
+    return rotation
 
 
 def rotation_angle(matrix: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ def build_vggt(
     path = resolve(checkpoint)  # before a gigabyte is allocated for a file that is not there
     model.to_empty(device=device)
     load_checkpoint(model, path)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_checkpoint(model: VGGT, checkpoint: str | Path) -> LoadedCheckpoint:

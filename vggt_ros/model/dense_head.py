@@ -208,7 +208,9 @@ def by_frames(decode: Callable[[list[Tensor]], Tensor], levels: Sequence[Tensor]
     """Run `decode`, (N, …) → (N, …), on the frames of (B, S, …), a few at a time."""
     batch_and_frames = levels[0].shape[:2]
     parts = zip(*(level.flatten(0, 1).split(FRAMES_AT_ONCE) for level in levels), strict=True)
-    return torch.cat([decode(list(part)) for part in parts]).unflatten(0, batch_and_frames)
+    joined: Tensor = torch.cat([decode(list(part)) for part in parts])
+    decoded: Tensor = joined.unflatten(0, batch_and_frames)
+    return decoded
 
 
 def positive(raw: Tensor) -> Tensor:

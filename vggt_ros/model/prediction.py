@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Prediction:
 
     def cpu(self) -> Prediction:
         """Copy every tensor to the host; on a GPU this waits for the network."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, list):

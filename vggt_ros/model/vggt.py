@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ class VGGT(nn.Module):
         """(B, S, 3, H, W) → patch tokens (B, S, P, C); no frame sees another."""
         with self._autocast(images):
             tokens: Tensor = self.aggregator.patch_embed(images.flatten(0, 1))
-            return tokens.unflatten(0, images.shape[:2])
+            by_frame: Tensor = tokens.unflatten(0, images.shape[:2])
+            return by_frame
 
     def aggregate(
         self, patch_tokens: Tensor, grid: Size, rounds: Collection[int]
@@ -84,7 +86,7 @@ class VGGT(nn.Module):
         heads: Collection[str] = HEADS,
     ) -> Prediction:
         """Run the heads on what `aggregate` kept."""
-        fields: dict[str, Tensor | list[Tensor]] = {}
+        fields: dict[str, Any] = {}
         last = rounds[self.config.agg.depth - 1]
         special = self.aggregator.special_tokens
         with torch.autocast(last.device.type, enabled=False):
@@ -105,7 +107,7 @@ class VGGT(nn.Module):
                     levels, image_size, query_points
                 )
                 fields['track_iterations'], fields['tracks'] = tracks, tracks[-1]
-        return Prediction(**fields)  # type: ignore[arg-type]
+        return Prediction(**fields)
 
     def rounds_for(self, heads: Collection[str]) -> frozenset[int]:
         """The rounds that these heads read."""
@@ -161,7 +163,10 @@ class VGGT(nn.Module):
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
             return nullcontext()
-        return torch.autocast(tensor.device.type, dtype=self.autocast_dtype)
+        context: AbstractContextManager[object] = torch.autocast(
+            tensor.device.type, dtype=self.autocast_dtype
+        )
+        return context
 
 
 def store_linear_weights(model: VGGT, dtype: torch.dtype) -> None:

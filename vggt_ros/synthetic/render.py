@@ -182,7 +182,8 @@ def _paint(scene: Scene, surface: Tensor, position: Tensor, footprint: Tensor) -
     texture = scene.texture.reshape(-1)[surface]
     pattern, detail = scene.bank.sample(texture, uv, footprint / tile)
     bright, dark = scene.colours.reshape(-1, 6).T[:, surface].split(3)
-    return torch.lerp(dark, bright, pattern) * (0.7 + 0.6 * detail)
+    colour: Tensor = torch.lerp(dark, bright, pattern) * (0.7 + 0.6 * detail)
+    return colour
 
 
 def _outward_normal(local: Tensor, half: Tensor, solid: Tensor) -> Tensor:

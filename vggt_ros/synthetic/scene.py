@@ -147,7 +147,7 @@ def _surfaces(random: torch.Generator) -> dict[str, Tensor]:
     texture = torch.randint(bank.count, (count, SIDES), generator=random)
     texture[0] = torch.randperm(bank.count, generator=random)[:SIDES]  # six different walls
     texture[1:] = texture[1:, :1]  # the furniture has one texture all over
-    tile_size = _uniform(random, [[0.8]], [[1.6]]).expand(count, SIDES).clone()
+    tile_size = _uniform(random, [0.8], [1.6]).expand(count, SIDES).clone()
     tile_size[0] = 3 + torch.rand(SIDES, generator=random)
     bright = 0.35 + 0.65 * torch.rand(count, SIDES, 3, generator=random)
     dark = bright.roll(1, -1) * (0.15 + 0.35 * torch.rand(count, SIDES, 1, generator=random))
