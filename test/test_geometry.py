@@ -175,8 +175,8 @@ def test_geometry_equals_the_reference() -> None:
     pixels, seen = project(golden['project.points'], extrinsic, intrinsic)
     _close(seen.transpose(1, 2), golden['project.cam'])
     # a pixel is as exact as its depth is far from 0: compare before the division
-    depth = seen[..., 2:]
-    _close(pixels * depth / 100, golden['project.uv'] * depth / 100)
+    depth, golden_depth = seen[..., 2:], golden['project.cam'].transpose(1, 2)[..., 2:]
+    _close(pixels * depth / 100, golden['project.uv'] * golden_depth / 100)
 
 
 def _close(ours: torch.Tensor, golden: torch.Tensor) -> None:
