@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
@@ -17,7 +18,10 @@ from rcl_interfaces.msg import ParameterType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from vggt_ros.ros.node import VggtNode
 from vggt_ros.ros.parameters import NodeSettings, Parameters, declared_settings, format_yaml
+from vggt_ros.ros.recorder import Recorder
+from vggt_ros.ros.synthetic_camera import SyntheticCamera
 from vggt_ros.settings import Settings
 
 YAML = Path(__file__).resolve().parents[1] / 'config' / 'vggt.yaml'
@@ -93,12 +97,12 @@ def test_every_parameter_is_described_with_its_range(make):
     ('values', 'words'),
     [
         ({'window_size': 1}, 'window_size'),
-        ({'window_size': 8.0}, 'window_size'),
+        ({'window_size': 8.0}, 'INTEGER'),  # rclpy's own words, of every version so far
         ({'min_parallax': 2.0}, 'min_parallax'),
         ({'min_parallax': math.nan}, 'min_parallax'),
         ({'max_stamp_gap': math.inf}, 'max_stamp_gap'),
         ({'tf_mode': 'all'}, 'cameras, newest, off'),
-        ({'checkpoint': True}, 'checkpoint'),
+        ({'checkpoint': True}, 'STRING'),
     ],
 )
 def test_a_bad_change_is_refused_with_the_reason(make, values, words):
@@ -154,3 +158,12 @@ def test_the_sentence_about_a_bad_start_value_is_one_line(make):
     with pytest.raises(ValueError, match='window_size') as caught:
         parameters.read()
     assert re.fullmatch(r'.{20,250}', str(caught.value))
+
+
+@pytest.mark.parametrize('kind', [VggtNode, SyntheticCamera, Recorder])
+def test_no_attribute_of_ours_takes_the_name_of_one_of_rclpys(context, kind):
+    base = kind.__base__('bare', context=context)
+    taken = set(dir(base))
+    base.destroy_node()
+    assigned = set(re.findall(r'self\.(\w+)(?:: .+)? = ', inspect.getsource(kind)))
+    assert assigned and not assigned & taken

@@ -132,7 +132,7 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
     wait_for(lambda: run.worker.engine_counts['received'] == offered)
     assert run.counts['thinned'] > offered / 2
     ids = [update.window_id for update in run.updates]
-    assert ids == list(range(len(ids))) and len(ids) > 8
+    assert ids == list(range(len(ids))) and len(ids) > 3
     assert {update.map_id for update in run.updates} == {0}
     assert all(update.alignment.shared == SIZE - STRIDE for update in run.updates[1:])
     # whatever a window holds came while the one before was computed, or later

@@ -14,12 +14,14 @@ interrupted, so the process then leaves without it.
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,7 @@ from typing import Any
 import rclpy
 import torch
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
@@ -47,6 +50,20 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 
 
+def _reported(callback: Callable[..., TransitionCallbackReturn]) -> Callable[..., Any]:
+    """Log what a transition raises: rclpy only moves on to *error processing*, in silence."""
+
+    @functools.wraps(callback)
+    def transition(node: VggtNode, state: Any) -> TransitionCallbackReturn:
+        try:
+            return callback(node, state)
+        except Exception:
+            node.get_logger().error(f'{callback.__name__} failed: {traceback.format_exc()}')
+            raise
+
+    return transition
+
+
 class VggtNode(LifecycleNode):
     """VGGT as a lifecycle node."""
 
@@ -65,30 +82,32 @@ class VggtNode(LifecycleNode):
         core_logger = logging.getLogger('vggt_ros')
         core_logger.addHandler(self._log_handler)
         core_logger.setLevel(logging.DEBUG)  # the node's own level decides what is shown
-        self._parameters = Parameters(self)
+        self._declared = Parameters(self)
         self._settings = Settings()
         self._node_settings = NodeSettings()
         self._network: Network | None = None
         self._engine: StreamingEngine | None = None
-        self._publishers: MapPublishers | None = None
+        self._map_publishers: MapPublishers | None = None
         self._pipeline: Pipeline | None = None
         self._counts: Counter[str] = Counter()
 
+    @_reported
     def on_configure(self, _state: Any) -> TransitionCallbackReturn:
         """Validate the settings, load the network, announce the topics."""
         try:
-            self._settings, self._node_settings = self._parameters.read()
+            self._settings, self._node_settings = self._declared.read()
             self._network = self._load_network(self._settings.model)
         except (ValueError, CheckpointError, torch.cuda.OutOfMemoryError) as error:
             self.get_logger().error(f'cannot be configured: {error}')
             self._free()
             return FAILURE
         self._engine = StreamingEngine(self._settings, self._network)
-        self._publishers = MapPublishers(self, self._node_settings)
+        self._map_publishers = MapPublishers(self, self._node_settings)
         self._counts = Counter()
-        self._parameters.locked = True
+        self._declared.locked = True
         return SUCCESS
 
+    @_reported
     def on_activate(self, _state: Any) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
         self._pipeline = Pipeline(
@@ -97,34 +116,52 @@ class VggtNode(LifecycleNode):
             self._settings.window.window_stride,
             self._network,
             self._engine,
-            self._publishers,
+            self._map_publishers,
             self._counts,
         )
         return SUCCESS
 
+    @_reported
     def on_deactivate(self, _state: Any) -> TransitionCallbackReturn:
         """Stop, after the window that is being computed; keep the network."""
         self._stop_pipeline()
         self._engine.reset('the node was deactivated')
         return SUCCESS
 
+    @_reported
     def on_cleanup(self, _state: Any) -> TransitionCallbackReturn:
         """Give the device's memory back."""
         self._free()
         return SUCCESS
 
+    @_reported
     def on_shutdown(self, _state: Any) -> TransitionCallbackReturn:
         """Stop and free, from whichever state."""
         self._stop_pipeline()
         self._free()
         return SUCCESS
 
+    @_reported
     def on_error(self, _state: Any) -> TransitionCallbackReturn:
         """Stop and free; the node can be configured again."""
         self.get_logger().error('a transition failed; the node is unconfigured now')
         self._stop_pipeline()
         self._free()
         return SUCCESS
+
+    def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:  # noqa: N802
+        """
+        Answer a transition that the present state does not have with success = False.
+
+        rclpy (Humble to Kilted) raises out of this service callback of its own instead, which
+        ends the executor and with it the node.
+        """
+        try:
+            return super()._LifecycleNodeMixin__on_change_state(request, response)
+        except rclpy_implementation.RCLError as error:
+            self.get_logger().error(f'transition {request.transition.id} was refused: {error}')
+            response.success = False
+            return response
 
     def close(self) -> bool:
         """
@@ -145,13 +182,13 @@ class VggtNode(LifecycleNode):
 
     def _free(self) -> None:
         self._network = self._engine = None
-        if self._publishers is not None:
-            self._publishers.destroy()
-            self._publishers = None
+        if self._map_publishers is not None:
+            self._map_publishers.destroy()
+            self._map_publishers = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._parameters.locked = False
+        self._declared.locked = False
 
 
 def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | None) -> None:

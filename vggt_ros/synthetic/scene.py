@@ -98,7 +98,7 @@ def _centre_furniture(random: torch.Generator) -> list[Solid]:
     vase = _uniform(random, (0.08, 0.15), (0.14, 0.3))[[0, 0, 1]]
     ball = _uniform(random, [0.12], [0.2]).expand(3)
     parcel = _uniform(random, (0.1, 0.1, 0.06), (0.18, 0.16, 0.15))
-    stool = _uniform(random, (0.2, 0.2, 0.2), (0.25, 0.25, 0.25))
+    stool = _uniform(random, [0.2], [0.25]).expand(3)
     beside = float(table[1]) + float(stool[1]) + 0.1
     return [
         (up * table[2], table, yaw),
