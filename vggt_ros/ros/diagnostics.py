@@ -57,7 +57,7 @@ class Diagnostics:
         """
         Publish one report.
 
-        :param counts: images and windows by fate.
+        :param counts: images and windows by fate, `waiting` those that have none yet.
         :param publishers: of the image topic.
         :param window_size: at present.
         """

@@ -171,8 +171,8 @@ class VggtNode(LifecycleNode):
         """
         ended = self._pipeline is None or self._pipeline.stop(_JOIN)
         logging.getLogger('vggt_ros').removeHandler(self._log_handler)
-        if ended:
-            self.destroy_node()
+        # Even then: the worker publishes nothing more, and others must not wait for a dead node.
+        self.destroy_node()
         return ended
 
     def _stop_pipeline(self) -> None:
@@ -193,7 +193,7 @@ class VggtNode(LifecycleNode):
 
 def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | None) -> None:
     """
-    Run a node until SIGINT or SIGTERM.
+    Run a node until SIGINT or SIGTERM, which then end the process with exit code 0.
 
     :param make_node: called once rclpy is initialised.
     :param arguments: of the command line; None: those of the process.
@@ -217,16 +217,15 @@ def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | 
     while not leaving.is_set():
         executor.spin_once(timeout_sec=_POLL)
     executor.shutdown()
-    ended = node.close()
-    if not ended:
-        node.get_logger().warning('the network is still computing: leaving without its result')
+    logger = node.get_logger()
+    if not node.close():
+        logger.warning('the network is still computing: leaving without its result')
     rclpy.shutdown()
-    if not ended:
-        _leave_at_once()
+    _leave_at_once()
 
 
 def _leave_at_once() -> None:
-    """End the process without waiting for any thread."""
+    """End the process without waiting for any thread, or for Python, which clears torch away."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -56,7 +56,9 @@ class Pipeline:
             engine, self._decode, self._publish, window_stride, counts, self._complain
         )
         self._worker.start()
-        self._intake = ImageIntake(node, settings, self._worker.offer, counts, self._complain)
+        self._intake = ImageIntake(
+            node, settings, self._worker.offer, counts, self._complain, self._log
+        )
         self._timer = node.create_timer(settings.diagnostics_period, self._report)
         self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
 
@@ -93,7 +95,7 @@ class Pipeline:
         counts = Counter(self._worker.engine_counts)
         for key in _COUNTED_BEFORE:
             del counts[key]
-        counts.update(self._counts.copy())
+        counts.update(self._counts.copy(), waiting=self._worker.waiting)
         publishers = self._intake.check_publishers()
         self._diagnostics.publish(counts, publishers, self._engine.window_size)
 

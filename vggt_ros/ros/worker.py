@@ -77,6 +77,11 @@ class InferenceWorker:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name='vggt_worker', daemon=True)
 
+    @property
+    def waiting(self) -> int:
+        """Images that wait now."""
+        return len(self._waiting)
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
