@@ -309,7 +309,10 @@ def fill_wheels(environment: Environment) -> None:
         for line in requirements(requirement_files(environment))
         if not (users and module_of(line) == 'torch')
     ]
-    call(environment, [python, '-m', 'pip', *PIP_INSTALL, '--prefer-binary', *wanted])
+    # uv unpacks these 1.5 GB several times faster than pip.
+    call(environment, [python, '-m', 'pip', *PIP_INSTALL, 'uv>=0.5'])
+    uv = [str(environment.venv / 'bin/uv'), 'pip', 'install', '--python', python, '--no-progress']
+    call(environment, [*uv, *uv_sources(python), *wanted])
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
@@ -333,6 +336,27 @@ def fill_wheels(environment: Environment) -> None:
     call(environment, ['cmake', '--install', str(build)])
 
 
+def uv_sources(python: str) -> list[str]:
+    """Return options that make uv look for packages where pip is configured to look."""
+    shown = subprocess.run(
+        [python, '-m', 'pip', 'config', 'list'], check=True, capture_output=True, text=True
+    ).stdout
+    # Environment variables come last, as ':env:.find-links', and win.
+    configured = dict(re.findall(r"^[^\s=]*\.([\w-]+)='(.*)'$", shown, re.MULTILINE))
+    options = []
+    for key, option in (
+        ('index-url', '--default-index'),
+        ('extra-index-url', '--index'),
+        ('find-links', '--find-links'),
+    ):
+        for place in configured.get(key, '').split():
+            # uv stops at a folder that is not there, pip goes on.
+            folder = Path(place.removeprefix('file://'))
+            if place.startswith(('http://', 'https://')) or folder.is_dir():
+                options += [option, place]
+    return options
+
+
 def repair_baked_paths(environment: Environment) -> None:
     """Put this machine's Python and numpy header folders where the wheels name their builder's."""
     include = sysconfig.get_paths()['include']
@@ -341,6 +365,7 @@ def repair_baked_paths(environment: Environment) -> None:
         old = path.read_text()
         new = BAKED_PATH.sub(lambda match: include if match['include'] else numpy, old)
         if new != old:
+            path.unlink()  # it may be a hard link into uv's cache
             path.write_text(new)
 
 
@@ -379,6 +404,9 @@ def setup(environment: Environment) -> None:
         options = ['--system-site-packages'] if environment.sourced else []
         call(environment, [environment.python, '-m', 'venv', *options, str(environment.venv)])
     (fill_sourced if environment.sourced else fill_wheels)(environment)
+    say('compiling what every command imports')
+    imports = 'import cv2, matplotlib.pyplot, rclpy.lifecycle, safetensors.torch, sensor_msgs.msg'
+    call(environment, [str(environment.venv / 'bin/python'), '-c', imports])
     (environment.venv / 'ros_env.sh').write_text(shell_script(variables(environment)))
     stamp.write_text(wanted)
     say(f'{environment.venv.name} is ready after {time.monotonic() - began:.0f} s')

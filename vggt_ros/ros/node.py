@@ -214,6 +214,10 @@ def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | 
     node = make_node()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    # What torch and rclpy made at import stays; a collection that visits it holds the node up for
+    # a second on a slow machine.
+    gc.collect()
+    gc.freeze()
     while not leaving.is_set():
         executor.spin_once(timeout_sec=_POLL)
     executor.shutdown()
