@@ -343,7 +343,7 @@ def uv_sources(python: str) -> list[str]:
     ).stdout
     # Environment variables come last, as ':env:.find-links', and win.
     configured = dict(re.findall(r"^[^\s=]*\.([\w-]+)='(.*)'$", shown, re.MULTILINE))
-    options = []
+    options = ['--index-strategy', 'unsafe-best-match']  # pip's: the best of all places
     for key, option in (
         ('index-url', '--default-index'),
         ('extra-index-url', '--index'),
