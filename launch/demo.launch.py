@@ -5,13 +5,12 @@ Synthetic camera, node and RViz: what the package does, to look at, without any 
 The arguments of vggt.launch.py may be given, too: they reach it unchanged.
 """
 
+from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 
 def generate_launch_description():

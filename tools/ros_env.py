@@ -475,8 +475,12 @@ def main() -> None:
     parser.add_argument(
         '--ros', default='', help='jazzy or kilted; default: what is sourced, or jazzy'
     )
-    parser.add_argument('command', nargs=argparse.REMAINDER, help='for run: -- COMMAND ...')
-    arguments = parser.parse_args()
+    # Split here: argparse would count --ros among the words of a command.
+    words = sys.argv[1:]
+    split = words.index('--') if '--' in words else len(words)
+    arguments, command = parser.parse_args(words[:split]), words[split + 1 :]
+    if (arguments.step == 'run') != bool(command):
+        parser.error('run, and only run, needs a command: run -- COMMAND ...')
     environment = choose(arguments.ros)
     environment.build.mkdir(parents=True, exist_ok=True)
     with (environment.build / 'lock').open('w') as lock:
@@ -485,7 +489,6 @@ def main() -> None:
         if arguments.step != 'setup':
             build(environment)
     if arguments.step == 'run':
-        command = [word for word in arguments.command if word != '--']
         env = apply(variables(environment))
         os.execvpe(command[0], command, env)
 
