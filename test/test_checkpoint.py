@@ -177,8 +177,8 @@ def test_integer_weights_are_refused(model, weights, tmp_path):
 
 
 def test_an_unreachable_hub_is_one_sentence(model, monkeypatch):
-    hub = pytest.importorskip('huggingface_hub')
-    monkeypatch.setattr(hub.constants, 'HF_HUB_OFFLINE', True)
+    constants = pytest.importorskip('huggingface_hub.constants')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert_refused(
         model, 'nobody/no-such-model', 'could not be fetched from the hub', chained=True
     )

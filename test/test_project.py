@@ -8,6 +8,8 @@ Everything is read from files, nothing of the package is imported but its settin
 from __future__ import annotations
 
 import ast
+import functools
+import os
 import re
 import sys
 from pathlib import Path
@@ -52,20 +54,20 @@ MADE_FOLDERS = {'build', 'install', 'log', 'dist', 'demo_output', 'bench_output'
 SPDX_KINDS = {'.py', '.msg', '.yaml', '.txt', '.toml', '.xml', '.rviz'}
 
 
-def repository_files() -> list[Path]:
+@functools.cache
+def repository_files() -> tuple[Path, ...]:
     """List the files that belong to the repository, without those that commands make."""
-    found = []
-    for path in sorted(ROOT.rglob('*')):
-        folders = path.relative_to(ROOT).parts[:-1]
-        made = any(
-            part in MADE_FOLDERS
-            or part.endswith('.egg-info')
-            or (part[0] == '.' and part != '.ci')
-            for part in folders
-        )
-        if path.is_file() and not made:
-            found.append(path)
-    return found
+    found: list[Path] = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in MADE_FOLDERS
+            and not name.endswith('.egg-info')
+            and (name[0] != '.' or name == '.ci')
+        ]
+        found += (Path(folder) / name for name in files)
+    return tuple(sorted(found))
 
 
 def python_files(*folders: Path) -> list[Path]:
@@ -80,6 +82,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Return the dotted names that a file imports anywhere, relative imports resolved."""
     package = path.relative_to(ROOT).with_suffix('').parts[:-1]
