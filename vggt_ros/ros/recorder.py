@@ -116,7 +116,7 @@ class Recorder(Node):
         self.create_subscription(kind, name, partial(self._receive, name, keep), 100)
 
     def _receive(self, name: str, keep: Callable[[Any], None] | None, message: Any) -> None:
-        source = message.transforms[0] if isinstance(message, TFMessage) else message
+        source = message.transforms[-1] if isinstance(message, TFMessage) else message
         self.timing[name].add(self.get_clock().now().nanoseconds, _ns(source.header.stamp))
         if not isinstance(message, DiagnosticArray):
             self.last_arrival = time.monotonic()
@@ -209,7 +209,7 @@ def report(recorder: Recorder, output: Path) -> None:
     estimate = np.stack([cameras[when] for when in times])
     errors, note = _compare(recording, times, estimate)
     if not newest.model_trained:
-        note += '\n(meaningless: the network is untrained)'
+        note += ' (meaningless: the network is untrained)'
     moved = Z_UP_FROM_OPTICAL if errors is None else errors.truth_from_estimate
     points, colours = _join_clouds(recording, map_id)
     image, depth = recording.pair
@@ -227,7 +227,7 @@ def report(recorder: Recorder, output: Path) -> None:
         estimate=moved.place(estimate),
         truth=np.stack(truths) if errors is not None else None,
         image=image,
-        depth=depth,
+        depth=moved.scale * depth,
         cloud=moved.apply(points),
         cloud_colours=colours,
         table=table,
@@ -251,9 +251,9 @@ def _compare(
     except ValueError as error:
         return None, f'no comparison with the truth: {error}'
     return errors, (
-        f'estimate fitted to the truth by one Sim(3); what remains: '
-        f'{errors.position_rms:.3f} m rms = {errors.position_percent:.1f} % of {errors.length:.2f}'
-        f' m, rotation {np.degrees(errors.rotation_median):.1f} deg (median)'
+        f'estimate fitted to the truth by one Sim(3); what remains:\n'
+        f'position {errors.position_rms:.3f} m rms = {errors.position_percent:.1f} % of '
+        f'{errors.length:.2f} m,\nrotation {np.degrees(errors.rotation_median):.1f} deg (median)'
     )
 
 
