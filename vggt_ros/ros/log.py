@@ -32,11 +32,6 @@ class RateLimitedLog:
         if self._is_due(kind):
             self._logger.warning(sentence + self._count(kind))
 
-    def error(self, kind: str, sentence: str) -> None:
-        """Say that something was lost."""
-        if self._is_due(kind):
-            self._logger.error(sentence + self._count(kind))
-
     def _is_due(self, kind: str) -> bool:
         now = self._clock()
         if kind in self._last and now - self._last[kind] < self._period:
