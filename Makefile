@@ -11,13 +11,14 @@ ROS ?=
 ARGS ?=
 ENV := $(PYTHON) tools/ros_env.py
 RUN := $(ENV) run --ros '$(ROS)' --
+UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 
 .PHONY: help setup build demo test lint soak parity clean
 
 help:
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
 	@echo 'make test    lint, types, byte-compilation and every test'
-	@echo 'make lint    ruff and mypy alone'
+	@echo 'make lint    ruff, mypy and byte-compilation alone'
 	@echo 'make setup   only the environment (.venv); make build: also colcon build'
 	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
 	@echo 'make clean   remove what make made, environments included'
@@ -32,14 +33,15 @@ build:
 demo: build
 	@$(RUN) python -m vggt_ros.cli.demo $(ARGS)
 
-test: lint
-	@$(RUN) python tools/byte_compile.py
-	@$(RUN) python -m pytest test $(ARGS)
+test: setup
+	@$(MAKE) --no-print-directory -j2 build lint
+	@$(RUN) python -m pytest test -n 2 --dist loadfile $(ARGS)
 
-lint: build
-	@$(RUN) ruff check .
-	@$(RUN) ruff format --check .
-	@$(RUN) mypy
+lint: setup
+	@$(UNBUILT) ruff check .
+	@$(UNBUILT) ruff format --check .
+	@$(UNBUILT) mypy
+	@$(UNBUILT) python tools/byte_compile.py
 
 soak: build
 	@$(RUN) python test/soak.py $(ARGS)

@@ -1,15 +1,15 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-The real node with the network that knows the truth; started by the tests as a process.
+The real node with the network that knows the truth; the tests start it as a process.
 
-The checkpoint `missing` fails as one that is not there; FAKE_SECONDS is the time that the network
-takes for each window.
+The checkpoint `missing` fails as one that is not there.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from fake_network import FakeNetwork, warm_up
 
@@ -18,13 +18,24 @@ from vggt_ros.ros.node import VggtNode, spin_until_signal
 from vggt_ros.settings import ModelSettings
 
 
-def load_fake(settings: ModelSettings) -> FakeNetwork:
-    """Make the fake network, or fail as the real loader does."""
-    if settings.checkpoint == 'missing':
-        raise CheckpointError('missing: there is no such file')
-    return FakeNetwork(seconds=float(os.environ.get('FAKE_SECONDS', '0')))
+def run(log: Path, environment: dict[str, str], arguments: list[str], seconds: float) -> None:
+    """
+    Run the node until a signal ends the process.
 
+    :param log: takes what the process says.
+    :param environment: variables set before ROS is started.
+    :param arguments: of the command line.
+    :param seconds: that the network takes for each window.
+    """
 
-if __name__ == '__main__':
+    def load_fake(settings: ModelSettings) -> FakeNetwork:
+        if settings.checkpoint == 'missing':
+            raise CheckpointError('missing: there is no such file')
+        return FakeNetwork(seconds=seconds)
+
+    with log.open('w') as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+    os.environ.update(environment)
     warm_up()
-    spin_until_signal(lambda: VggtNode(load_network=load_fake), None)
+    spin_until_signal(lambda: VggtNode(load_network=load_fake), ['vggt_node', *arguments])

@@ -9,13 +9,13 @@ it drives the lifecycle, publishes images and keeps everything that comes back.
 from __future__ import annotations
 
 import array
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import fake_node
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -32,7 +32,10 @@ from tf2_msgs.msg import TFMessage
 from vggt_ros.ros.messages import make_header, ns_from_time
 from vggt_ros.ros.publish import TOPICS
 
-HERE = Path(__file__).resolve().parent
+# Importing torch and rclpy takes half a minute on a slow machine: one process does it, and every
+# node is forked from that one, in which nothing of ROS runs.
+START = multiprocessing.get_context('forkserver')
+START.set_forkserver_preload(['pytest', 'vggt_ros.ros.node'])
 SIZE, STRIDE = 8, 6  # the stride is large, so that a slow test machine thins nothing
 ARGUMENTS = {
     'min_parallax': 0.0,
@@ -78,22 +81,12 @@ class NodeProcess:
         arguments = ['--ros-args']
         for name, value in {**ARGUMENTS, **parameters}.items():
             arguments += ['-p', f'{name}:={value}']
+        environment = {'ROS_DOMAIN_ID': str(domain), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
         self.log = log
-        with open(log, 'w') as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(HERE / 'fake_node.py'), *arguments],
-                env={
-                    **os.environ,
-                    'ROS_DOMAIN_ID': str(domain),
-                    'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-                    'PYTHONPATH': os.pathsep.join(
-                        [str(HERE.parent), os.environ.get('PYTHONPATH', '')]
-                    ),
-                    'FAKE_SECONDS': str(seconds),
-                },
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        self.process = START.Process(
+            target=fake_node.run, args=(log, environment, arguments, seconds), daemon=True
+        )
+        self.process.start()
 
     def status(self, key):
         """Read a number from /proc, such as Threads or VmRSS (KiB)."""
@@ -108,14 +101,14 @@ class NodeProcess:
     def leave(self, number=signal.SIGINT):
         """Send a signal; return the exit code and the seconds it took."""
         started = time.monotonic()
-        self.process.send_signal(number)
-        code = self.process.wait(10)
-        return code, time.monotonic() - started
+        os.kill(self.process.pid, number)
+        self.process.join(10)
+        return self.process.exitcode, time.monotonic() - started
 
     def kill(self):
-        if self.process.poll() is None:
+        if self.process.is_alive():
             self.process.kill()
-            self.process.wait()
+            self.process.join()
 
 
 class Driver:

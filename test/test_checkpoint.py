@@ -70,8 +70,12 @@ def test_weights_stored_in_half_precision_become_those_of_the_parameters(
         assert torch.equal(value, halves[key].float())
 
 
-def test_a_network_is_built_from_a_checkpoint_without_random_weights(weights, tmp_path):
+def test_a_network_is_built_from_a_checkpoint_without_random_weights(
+    weights, tmp_path, monkeypatch
+):
     save_file(weights, tmp_path / 'w.safetensors')
+    # torch's compiler takes many seconds to import and has no business here
+    monkeypatch.setitem(sys.modules, 'torch._dynamo', None)
     model = build_vggt(TINY, tmp_path / 'w.safetensors')
     assert not model.training
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
@@ -115,7 +119,11 @@ def test_a_truncated_file_is_refused(model, weights, tmp_path, name, share):
 
 
 @pytest.mark.parametrize('name', ['w.pt', 'w.safetensors'])
-@pytest.mark.parametrize('content', [b'\0' * 5000, b'<html>404</html>', bytes(range(256)) * 40])
+@pytest.mark.parametrize(
+    'content',
+    [b'\0' * 5000, b'<html>404</html>', bytes(range(256)) * 40],
+    ids=['zeros', 'html', 'noise'],
+)
 def test_a_file_of_another_kind_is_refused(model, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert_refused(model, tmp_path / name, 'damaged or no checkpoint', chained=True)

@@ -15,8 +15,9 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS')
 import rclpy
 from lifecycle_msgs.srv import GetState
+from ros_domain import Use, own_domain
 
-DOMAIN = 1 + (50 + os.getpid()) % 100
+DOMAIN = own_domain(Use.LAUNCH)
 LONGEST = 180.0  # seconds until active, with torch imported on a slow machine
 
 # The folder launch/ of this repository looks like a package named launch: ask for launch_ros.

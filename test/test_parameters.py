@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import re
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import rclpy
 from rcl_interfaces.msg import ParameterType
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from ros_domain import Use, own_domain
 
 from vggt_ros.ros.node import VggtNode
 from vggt_ros.ros.parameters import NodeSettings, Parameters, declared_settings, format_yaml
@@ -30,7 +30,7 @@ YAML = Path(__file__).resolve().parents[1] / 'config' / 'vggt.yaml'
 @pytest.fixture(scope='module')
 def context():
     context = rclpy.Context()
-    rclpy.init(context=context, domain_id=60 + os.getpid() % 40)
+    rclpy.init(context=context, domain_id=own_domain(Use.PARAMETERS))
     yield context
     rclpy.shutdown(context=context)
 

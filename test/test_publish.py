@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import numpy as np
@@ -16,6 +15,7 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
@@ -31,7 +31,7 @@ SIZE = 3
 @pytest.fixture
 def node():
     context = rclpy.Context()
-    rclpy.init(context=context, domain_id=1 + (os.getpid() + 71) % 100)
+    rclpy.init(context=context, domain_id=own_domain(Use.PUBLISH))
     made = Node('publish', context=context)
     yield made
     made.destroy_node()

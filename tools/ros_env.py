@@ -5,7 +5,7 @@ Set up what the package runs in, build its messages, and run a command in it.
 
     python3 tools/ros_env.py setup [--ros jazzy|kilted]
     python3 tools/ros_env.py build [--ros ...]
-    python3 tools/ros_env.py run   [--ros ...] -- COMMAND ...
+    python3 tools/ros_env.py run   [--ros ...] [--unbuilt] -- COMMAND ...
 
 Two cases. A ROS 2 environment is sourced (`ROS_DISTRO` set, `rclpy` importable): it is used as it
 is, and a virtual environment on top of it gets only those Python packages that are missing, never
@@ -20,6 +20,7 @@ only when its stamp file, written last, names this exact set of requirements.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -46,6 +48,7 @@ MODULES = {
     'opencv-python-headless': 'cv2',
     'pillow': 'PIL',
     'PyYAML': 'yaml',
+    'pytest-xdist': 'xdist',
     'colcon-common-extensions': 'colcon_core',
     'setuptools': '',
 }
@@ -209,12 +212,14 @@ def shell_script(lines: list[tuple[str, str, str]]) -> str:
 def call(environment: Environment, command: list[str]) -> None:
     """Run a step with its output in the log; on failure show the log's end and stop."""
     env = apply(variables(environment, built=False))
+    began = time.monotonic()
     with environment.log.open('a') as log:
         log.write(f'\n$ {shlex.join(command)}\n')
         log.flush()
         status = subprocess.run(
             command, env=env, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         ).returncode
+        log.write(f'[{command[0]} took {time.monotonic() - began:.0f} s]\n')
     if status:
         lines = environment.log.read_text(errors='replace').splitlines()
         tail = '\n'.join(line[:200] for line in lines[-15:])
@@ -462,6 +467,14 @@ def build(environment: Environment) -> None:
     say(f'built in {time.monotonic() - began:.0f} s')
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let the second of two makes at once wait for the first."""
+    with path.open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036 - this line is for those who have less
         fail(
@@ -473,6 +486,9 @@ def main() -> None:
     )
     parser.add_argument('step', choices=('setup', 'build', 'run'))
     parser.add_argument(
+        '--unbuilt', action='store_true', help='run beside or before the build, which is not used'
+    )
+    parser.add_argument(
         '--ros', default='', help='jazzy or kilted; default: what is sourced, or jazzy'
     )
     # Split here: argparse would count --ros among the words of a command.
@@ -483,13 +499,14 @@ def main() -> None:
         parser.error('run, and only run, needs a command: run -- COMMAND ...')
     environment = choose(arguments.ros)
     environment.build.mkdir(parents=True, exist_ok=True)
-    with (environment.build / 'lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits for the first
+    with locked(environment.build / 'setup.lock'):
         setup(environment)
-        if arguments.step != 'setup':
+    built = arguments.step != 'setup' and not arguments.unbuilt
+    if built:
+        with locked(environment.build / 'build.lock'):
             build(environment)
     if arguments.step == 'run':
-        env = apply(variables(environment))
+        env = apply(variables(environment, built))
         os.execvpe(command[0], command, env)
 
 

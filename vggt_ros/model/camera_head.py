@@ -48,8 +48,9 @@ class CameraHead(nn.Module):
         """
         with torch.no_grad():
             self.pose_branch.fc2.weight.mul_(0.1)
-            start = torch.tensor([0.0, 0, 0, 0, 0, 0, 1, *START_FOV])
-            self.pose_branch.fc2.bias.copy_(start / self.iterations)
+            start = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, *START_FOV)
+            # Divided here: on the meta device a division makes torch import its compiler.
+            self.pose_branch.fc2.bias.copy_(torch.tensor([x / self.iterations for x in start]))
 
     def forward(self, camera_tokens: Tensor) -> list[Tensor]:
         """

@@ -43,8 +43,8 @@ from vggt_ros.ros.publish import MapPublishers
 from vggt_ros.settings import ModelSettings, Settings
 
 _POLL = 0.1  # seconds until a signal is noticed
-_JOIN = 1.0  # seconds that the worker gets to end when the process does
-_LONGEST_EXIT = 1.7  # seconds from the signal to the end, whatever hangs
+_JOIN = 0.3  # seconds that the worker gets to end when the process does
+_LONGEST_EXIT = 0.9  # seconds from the signal to the end, whatever hangs
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -163,17 +163,13 @@ class VggtNode(LifecycleNode):
             response.success = False
             return response
 
-    def close(self) -> bool:
-        """
-        End the node with its process.
-
-        :returns: False if the worker is still inside the network.
-        """
-        ended = self._pipeline is None or self._pipeline.stop(_JOIN)
+    def close(self) -> None:
+        """End the node with its process, even if the worker is still inside the network."""
+        if self._pipeline is not None and not self._pipeline.stop(_JOIN):
+            self.get_logger().warning('the network is still computing: leaving without its result')
         logging.getLogger('vggt_ros').removeHandler(self._log_handler)
         # Even then: the worker publishes nothing more, and others must not wait for a dead node.
         self.destroy_node()
-        return ended
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is not None:
@@ -200,11 +196,15 @@ def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | 
     """
     leaving = threading.Event()
 
+    def give_up() -> None:
+        sys.stderr.write(f'vggt: not closed after {_LONGEST_EXIT} s, leaving without that\n')
+        _leave_at_once()
+
     def leave(_number: int, _frame: object) -> None:
         if not leaving.is_set():
             leaving.set()
             # loading a network or a hanging middleware can hold the main thread
-            timer = threading.Timer(_LONGEST_EXIT, _leave_at_once)
+            timer = threading.Timer(_LONGEST_EXIT, give_up)
             timer.daemon = True
             timer.start()
 
@@ -221,9 +221,7 @@ def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | 
     while not leaving.is_set():
         executor.spin_once(timeout_sec=_POLL)
     executor.shutdown()
-    logger = node.get_logger()
-    if not node.close():
-        logger.warning('the network is still computing: leaving without its result')
+    node.close()
     rclpy.shutdown()
     _leave_at_once()
 
