@@ -11,7 +11,7 @@ Two cases. A ROS 2 environment is sourced (`ROS_DISTRO` set, `rclpy` importable)
 is, and a virtual environment on top of it gets only those Python packages that are missing, never
 a ROS package. Otherwise the virtual environment is itself a ROS 2 prefix made of PyPI wheels; the
 wheels carry paths of the machine that built them, which are replaced here, and they lack tf2_msgs,
-whose one message is generated from `overlay/`.
+whose one message is built beside ours from `overlay/`.
 
 It does not install system packages, it only says which are missing. An environment counts as made
 only when its stamp file, written last, names this exact set of requirements.
@@ -38,6 +38,7 @@ from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / 'tools'
+OVERLAY = TOOLS / 'overlay' / 'tf2_msgs'
 WHEEL_DISTROS = ('jazzy', 'kilted')
 BAKED_PATH = re.compile(
     r'/opt/python/cp3\d+-cp3\d+/'
@@ -186,6 +187,8 @@ def apply(lines: list[tuple[str, str, str]]) -> dict[str, str]:
     # pip compiled nothing (PIP_INSTALL), so what an import compiles has to be kept: torch costs
     # 15 s of it at every start otherwise.
     result.pop('PYTHONDONTWRITEBYTECODE', None)
+    # The make above this cannot share its jobs; cmake would then compile one file at a time.
+    result.pop('MAKEFLAGS', None)
     for how, name, value in lines:
         old = result.get(name, '')
         if how == 'prepend' and old:
@@ -306,7 +309,7 @@ def fill_sourced(environment: Environment) -> None:
 
 
 def fill_wheels(environment: Environment) -> None:
-    """Install ROS 2 and all else from wheels, repair the baked paths, add tf2_msgs."""
+    """Install ROS 2 and all else from wheels, repair the baked paths."""
     python = str(environment.venv / 'bin/python')
     users = users_packages()
     wanted = [
@@ -315,36 +318,35 @@ def fill_wheels(environment: Environment) -> None:
         if not (users and module_of(line) == 'torch')
     ]
     # uv unpacks these 1.5 GB several times faster than pip.
-    call(environment, [python, '-m', 'pip', *PIP_INSTALL, 'uv>=0.5'])
+    pip = pip_for(environment)
+    call(environment, [*pip, *PIP_INSTALL, 'uv>=0.5'])
     uv = [str(environment.venv / 'bin/uv'), 'pip', 'install', '--python', python, '--no-progress']
-    call(environment, [*uv, *uv_sources(python), *wanted])
+    call(environment, [*uv, *uv_sources(pip), *wanted])
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
     repair_baked_paths(environment)
-    source, build = TOOLS / 'overlay' / 'tf2_msgs', environment.build / 'tf2_msgs'
-    shutil.rmtree(build, ignore_errors=True)
-    call(
-        environment,
-        [
-            'cmake',
-            '-S',
-            str(source),
-            '-B',
-            str(build),
-            *cmake_arguments(environment),
-            f'-DCMAKE_INSTALL_PREFIX={environment.venv}',
-            '-DBUILD_TESTING=OFF',
-        ],
-    )
-    call(environment, ['cmake', '--build', str(build), '--parallel', str(os.cpu_count() or 1)])
-    call(environment, ['cmake', '--install', str(build)])
 
 
-def uv_sources(python: str) -> list[str]:
+def pip_for(environment: Environment) -> list[str]:
+    """
+    Return the command that is pip for the new environment.
+
+    An environment gets a pip of its own only if the interpreter below it has none that can work
+    from outside: to unpack one takes longer than to make the rest of an empty environment.
+    """
+    python = str(environment.venv / 'bin/python')
+    outside = [environment.python, '-m', 'pip', '--python', python]  # pip 22.3 or newer
+    if subprocess.run([*outside, '--version'], capture_output=True).returncode == 0:
+        return outside
+    call(environment, [python, '-m', 'ensurepip'])
+    return [python, '-m', 'pip']
+
+
+def uv_sources(pip: list[str]) -> list[str]:
     """Return options that make uv look for packages where pip is configured to look."""
     shown = subprocess.run(
-        [python, '-m', 'pip', 'config', 'list'], check=True, capture_output=True, text=True
+        [*pip, 'config', 'list'], check=True, capture_output=True, text=True
     ).stdout
     # Environment variables come last, as ':env:.find-links', and win.
     configured = dict(re.findall(r"^[^\s=]*\.([\w-]+)='(.*)'$", shown, re.MULTILINE))
@@ -379,15 +381,14 @@ def cmake_arguments(environment: Environment) -> list[str]:
         f'-DPython3_EXECUTABLE={environment.venv}/bin/python',
         # Debian's Python would otherwise answer dist-packages.
         f'-DPYTHON_INSTALL_DIR={environment.site}',
-        '-DCMAKE_BUILD_TYPE=Release',
+        # No build type: to optimise the code of one small message takes longer than it gains.
     ]
 
 
 def setup(environment: Environment) -> None:
     """Make the virtual environment unless its stamp says that it is made already."""
     stamp = environment.venv / 'made_from'
-    overlay = sorted(path for path in (TOOLS / 'overlay').rglob('*') if path.is_file())
-    wanted = digest(sys.version, environment.venv, *requirement_files(environment), *overlay)
+    wanted = digest(sys.version, environment.venv, *requirement_files(environment))
     python = environment.venv / 'bin/python'
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return
@@ -406,12 +407,9 @@ def setup(environment: Environment) -> None:
         shutil.rmtree(environment.venv, ignore_errors=True)
     stamp.unlink(missing_ok=True)
     if not python.exists():
-        options = ['--system-site-packages'] if environment.sourced else []
+        options = ['--system-site-packages'] if environment.sourced else ['--without-pip']
         call(environment, [environment.python, '-m', 'venv', *options, str(environment.venv)])
     (fill_sourced if environment.sourced else fill_wheels)(environment)
-    say('compiling what every command imports')
-    imports = 'import cv2, matplotlib.pyplot, rclpy.lifecycle, safetensors.torch, sensor_msgs.msg'
-    call(environment, [str(environment.venv / 'bin/python'), '-c', imports])
     (environment.venv / 'ros_env.sh').write_text(shell_script(variables(environment)))
     stamp.write_text(wanted)
     say(f'{environment.venv.name} is ready after {time.monotonic() - began:.0f} s')
@@ -424,6 +422,7 @@ def build(environment: Environment) -> None:
         ROOT / 'package.xml',
         ROOT / 'CMakeLists.txt',
         *sorted((ROOT / 'msg').glob('*.msg')),
+        *sorted(path for path in OVERLAY.rglob('*') if path.is_file()),
     ]
     names = sorted(
         str(path.relative_to(ROOT))
@@ -444,6 +443,7 @@ def build(environment: Environment) -> None:
     source.unlink(missing_ok=True)
     source.symlink_to(ROOT)
     colcon = shutil.which('colcon', path=f'{environment.venv}/bin:{os.environ["PATH"]}')
+    first_use = start_first_use(environment)
     call(
         environment,
         [
@@ -453,6 +453,7 @@ def build(environment: Environment) -> None:
             'build',
             '--paths',
             str(source),
+            *([] if environment.sourced else [str(OVERLAY)]),
             '--build-base',
             str(environment.build / 'build'),
             '--install-base',
@@ -463,6 +464,7 @@ def build(environment: Environment) -> None:
             *cmake_arguments(environment),
         ],
     )
+    first_use.wait()  # what it says is in the log; a missing module is for the command to tell
     stamp.write_text(wanted)
     say(f'built in {time.monotonic() - began:.0f} s')
 
@@ -473,6 +475,19 @@ def locked(path: Path) -> Iterator[None]:
     with path.open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def start_first_use(environment: Environment) -> subprocess.Popen[bytes]:
+    """Start compiling to byte code, beside the build, what nearly every command imports."""
+    imports = 'import cv2, matplotlib.pyplot, rclpy.lifecycle, safetensors.torch, sensor_msgs.msg'
+    with environment.log.open('a') as log:
+        return subprocess.Popen(
+            [str(environment.venv / 'bin/python'), '-c', imports],
+            env=apply(variables(environment, built=False)),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
 
 
 def main() -> None:
