@@ -77,6 +77,38 @@ def test_windows_of_different_scale_join_into_one_map() -> None:
     assert_true(updates)
 
 
+class Unsteady(FakeNetwork):
+    """Says something else about the depth of each pixel in every window, up to a tenth."""
+
+    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        told = super().__call__(batch, heads)
+        assert told.depth is not None
+        generator = torch.Generator().manual_seed(batch.window_id)
+        noise = torch.rand(told.depth.shape, generator=generator)
+        return replace(told, depth=told.depth * (0.9 + 0.2 * noise))
+
+
+@pytest.mark.parametrize(('limit', 'maps'), [(0.3, [0, 0, 0]), (0.01, [0, 1, 2])])
+def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: list[int]) -> None:
+    streaming = StreamingEngine(
+        Settings.from_flat(
+            {
+                'window_size': 4,
+                'window_stride': 2,
+                'min_parallax': 0.0,
+                'max_alignment_residual': limit,
+            }
+        ),
+        Unsteady(),
+    )
+    updates = run(streaming, (frame(i) for i in range(8)))
+    assert [update.map_id for update in updates] == maps
+    for update in updates[1:]:
+        assert 0.01 < update.alignment.residual < 0.3
+        assert ('differs by' in update.map_started_because) == (limit == 0.01)
+    assert streaming.counts.get('untrusted_alignments', 0) == len(set(maps)) - 1
+
+
 def test_the_first_camera_is_the_origin_of_the_map() -> None:
     (update,) = run(engine(), (frame(i) for i in range(4)))
     np.testing.assert_array_equal(update.map_from_camera[0], np.eye(4))

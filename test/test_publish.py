@@ -90,6 +90,14 @@ def test_nothing_is_computed_for_topics_without_subscribers(node, updates):
     wait(node, lambda: len(got) == SIZE)
 
 
+@pytest.mark.parametrize('reliability', ['reliable', 'best_effort'])
+def test_topics_have_the_reliability_that_is_set(node, reliability):
+    MapPublishers(node, NodeSettings(publish_reliability=reliability))
+    for topic in TOPICS:
+        (end,) = node.get_publishers_info_by_topic(topic.replace('~', '/publish'))
+        assert end.qos_profile.reliability.name.lower() == reliability
+
+
 def test_the_path_keeps_its_newest_poses_only(node, updates):
     publishers = MapPublishers(node, NodeSettings(max_path=4))
     got = listen(node, '~/path', Path)

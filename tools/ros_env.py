@@ -318,29 +318,26 @@ def fill_wheels(environment: Environment) -> None:
         if not (users and module_of(line) == 'torch')
     ]
     # uv unpacks these 1.5 GB several times faster than pip.
-    pip = pip_for(environment)
-    call(environment, [*pip, *PIP_INSTALL, 'uv>=0.5'])
-    uv = [str(environment.venv / 'bin/uv'), 'pip', 'install', '--python', python, '--no-progress']
-    call(environment, [*uv, *uv_sources(pip), *wanted])
+    pip = [pip_python(environment), '-m', 'pip']
+    uv = shutil.which('uv') or str(environment.build / 'uv' / 'bin' / 'uv')
+    if not Path(uv).exists():
+        target = str(environment.build / 'uv')
+        call(environment, [*pip, *PIP_INSTALL, '--target', target, 'uv>=0.5'])
+    command = [uv, 'pip', 'install', '--python', python, '--no-progress']
+    call(environment, [*command, *uv_sources(pip), *wanted])
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
     repair_baked_paths(environment)
 
 
-def pip_for(environment: Environment) -> list[str]:
-    """
-    Return the command that is pip for the new environment.
-
-    An environment gets a pip of its own only if the interpreter below it has none that can work
-    from outside: to unpack one takes longer than to make the rest of an empty environment.
-    """
+def pip_python(environment: Environment) -> str:
+    """Return an interpreter that has pip; to unpack one more takes a minute on a slow machine."""
+    if importlib.util.find_spec('pip') is not None:
+        return environment.python
     python = str(environment.venv / 'bin/python')
-    outside = [environment.python, '-m', 'pip', '--python', python]  # pip 22.3 or newer
-    if subprocess.run([*outside, '--version'], capture_output=True).returncode == 0:
-        return outside
     call(environment, [python, '-m', 'ensurepip'])
-    return [python, '-m', 'pip']
+    return python
 
 
 def uv_sources(pip: list[str]) -> list[str]:
@@ -459,6 +456,8 @@ def build(environment: Environment) -> None:
             '--install-base',
             str(environment.install),
             '--merge-install',
+            # A status line and notifications that nobody sees take a third of a core.
+            *('--event-handlers', 'desktop_notification-', 'status-', 'terminal_title-'),
             '--symlink-install',
             '--cmake-args',
             *cmake_arguments(environment),

@@ -25,7 +25,6 @@ from vggt_ros.ros.convert import (
     decode_image,
     read_calibration,
 )
-from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.messages import ns_from_time
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import make_qos
@@ -42,7 +41,6 @@ class ImageIntake:
         offer: Callable[[ReceivedImage], None],
         counts: Counter[str],
         complain: Callable[[str, str], None],
-        log: RateLimitedLog,
     ) -> None:
         """
         Subscribe.
@@ -50,13 +48,11 @@ class ImageIntake:
         :param offer: takes each image that passes the checks; must return at once.
         :param counts: what comes is counted here.
         :param complain: takes the kind of a fault and a sentence about it.
-        :param log: for what is no fault of an image.
         """
         self._node = node
         self._offer = offer
         self._counts = counts
         self._complain = complain
-        self._log = log
         self._calibration: Calibration | None = None
         self._last_stamp_ns: int | None = None
         self._compressed = settings.image_transport == 'compressed'
@@ -91,16 +87,9 @@ class ImageIntake:
             calibration = None
         return Frame(pixels, image.stamp_ns, message.header.frame_id, calibration)
 
-    def check_publishers(self) -> int:
-        """Count the publishers of images, and warn if there are several."""
-        topic = self._images.topic_name
-        found = self._node.count_publishers(topic)
-        if found > 1:
-            self._log.warn(
-                'several_publishers',
-                f'{found} publishers of {topic}, expected one camera: their images are mixed',
-            )
-        return int(found)
+    def count_publishers(self) -> int:
+        """Count the publishers of images: more than one mix theirs."""
+        return int(self._node.count_publishers(self._images.topic_name))
 
     def destroy(self) -> None:
         """Take the subscriptions off the graph."""

@@ -56,9 +56,7 @@ class Pipeline:
             engine, self._decode, self._publish, window_stride, counts, self._complain
         )
         self._worker.start()
-        self._intake = ImageIntake(
-            node, settings, self._worker.offer, counts, self._complain, self._log
-        )
+        self._intake = ImageIntake(node, settings, self._worker.offer, counts, self._complain)
         self._timer = node.create_timer(settings.diagnostics_period, self._report)
         self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
 
@@ -96,7 +94,12 @@ class Pipeline:
         for key in _COUNTED_BEFORE:
             del counts[key]
         counts.update(self._counts.copy(), waiting=self._worker.waiting)
-        publishers = self._intake.check_publishers()
+        publishers = self._intake.count_publishers()
+        if publishers > 1:
+            self._log.warn(
+                'several_publishers',
+                f'{publishers} publishers of images, expected one camera: their images are mixed',
+            )
         self._diagnostics.publish(counts, publishers, self._engine.window_size)
 
     def _answer_reset(self, _request: Any, response: Any) -> Any:
