@@ -44,7 +44,7 @@ from vggt_ros.settings import ModelSettings, Settings
 
 _POLL = 0.1  # seconds until a signal is noticed
 _JOIN = 0.3  # seconds that the worker gets to end when the process does
-_LONGEST_EXIT = 0.9  # seconds from the signal to the end, whatever hangs
+_LONGEST_EXIT = 0.7  # seconds from the signal to the end, whatever hangs
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE

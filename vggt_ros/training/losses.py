@@ -5,11 +5,11 @@ The losses of VGGT (section 3.4): cameras, depth, points, tracks.
     total = sum of weight * loss over the heads that predicted something
 
 Dense heads are trained with their own uncertainty: an error `e` with confidence `c` costs
-`gamma * e * c - alpha * log c`, so that the network may give up on a pixel at a price. The rarest
-and largest errors are left out. Camera and track losses weigh later refinement steps more.
+`gamma * e * c - alpha * log c`, so that the network may give up on a pixel at a price. The
+largest errors are left out. Camera and track losses weigh later refinement steps more.
 
-Everything here takes a normalised `Truth`; errors beyond 100 units, NaN and infinity count as 100
-or 0, so that one broken pixel cannot end a training run.
+Everything here takes a normalised `Truth`. Errors beyond 100 units count as 100, NaN and infinity
+as 0; the gradient of a value that is not a number is still not a number.
 """
 
 from __future__ import annotations
