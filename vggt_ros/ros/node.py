@@ -42,9 +42,9 @@ from vggt_ros.ros.pipeline import Pipeline
 from vggt_ros.ros.publish import MapPublishers
 from vggt_ros.settings import ModelSettings, Settings
 
-_POLL = 0.1  # seconds until a signal is noticed
-_JOIN = 0.3  # seconds that the worker gets to end when the process does
-_LONGEST_EXIT = 0.7  # seconds from the signal to the end, whatever hangs
+_POLL = 0.05  # seconds until a signal is noticed
+_JOIN = 0.1  # seconds that the worker gets to end when the process does
+_LONGEST_EXIT = 0.4  # seconds from the signal to the end, whatever hangs; a full machine adds more
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -165,10 +165,11 @@ class VggtNode(LifecycleNode):
 
     def close(self) -> None:
         """End the node with its process, even if the worker is still inside the network."""
-        if self._pipeline is not None and not self._pipeline.stop(_JOIN):
+        if self._pipeline is not None and not self._pipeline.stop_computing(_JOIN):
             self.get_logger().warning('the network is still computing: leaving without its result')
         logging.getLogger('vggt_ros').removeHandler(self._log_handler)
         # Even then: the worker publishes nothing more, and others must not wait for a dead node.
+        # This takes everything off the graph at once.
         self.destroy_node()
 
     def _stop_pipeline(self) -> None:

@@ -60,22 +60,23 @@ class Pipeline:
         self._timer = node.create_timer(settings.diagnostics_period, self._report)
         self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
 
-    def stop(self, timeout: float | None = None) -> bool:
-        """
-        End everything.
-
-        :param timeout: seconds that the worker gets for the window that it computes; None: all
-            that it needs.
-        :returns: False if it still computes.
-        """
+    def stop(self) -> None:
+        """End everything, after the window that is being computed."""
         self._intake.destroy()
         self._node.destroy_timer(self._timer)
         self._node.destroy_service(self._reset)
-        ended = self._worker.stop(timeout)
-        if ended:
-            self._transforms.destroy()
-            self._diagnostics.destroy()
-        return ended
+        self._worker.stop()
+        self._transforms.destroy()
+        self._diagnostics.destroy()
+
+    def stop_computing(self, timeout: float) -> bool:
+        """
+        End the worker alone, for a process that ends.
+
+        :param timeout: seconds that it gets for the window that it computes.
+        :returns: False if it still computes; it publishes nothing more.
+        """
+        return self._worker.stop(timeout)
 
     def _decode(self, image: ReceivedImage) -> Any:
         return self._intake.decode(image)
