@@ -375,7 +375,7 @@ def test_diagnostics_say_that_lengths_are_not_metres(driver):
     assert status.level == DiagnosticStatus.WARN
     assert 'not metres' in status.message
     assert (values['model'], values['device'], values['scale_valid']) == ('fake', 'cpu', 'false')
-    assert 0 < float(values['latency_seconds']) < 2
+    assert 0 < float(values['latency_seconds']) < 60  # in seconds, that is; this is no timing
     assert status.name == 'vggt: pipeline'
 
 

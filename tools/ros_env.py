@@ -375,6 +375,7 @@ def repair_baked_paths(environment: Environment) -> None:
 
 def cmake_arguments(environment: Environment) -> list[str]:
     return [
+        *([] if environment.sourced else ['-G', 'Ninja']),
         f'-DPython3_EXECUTABLE={environment.venv}/bin/python',
         # Debian's Python would otherwise answer dist-packages.
         f'-DPYTHON_INSTALL_DIR={environment.site}',
@@ -418,6 +419,7 @@ def build(environment: Environment) -> None:
     content = [
         ROOT / 'package.xml',
         ROOT / 'CMakeLists.txt',
+        *requirement_files(environment)[1:],  # those of ROS
         *sorted((ROOT / 'msg').glob('*.msg')),
         *sorted(path for path in OVERLAY.rglob('*') if path.is_file()),
     ]
@@ -427,7 +429,7 @@ def build(environment: Environment) -> None:
         for path in (ROOT / folder).rglob('*')
         if path.is_file() and '__pycache__' not in path.parts
     )
-    wanted = digest((environment.venv / 'made_from').read_text(), *names, *content)
+    wanted = digest(sys.version, environment.venv, *names, *content)
     if stamp.is_file() and stamp.read_text() == wanted and environment.install.is_dir():
         return
     began = time.monotonic()
@@ -452,7 +454,7 @@ def build(environment: Environment) -> None:
             str(source),
             *([] if environment.sourced else [str(OVERLAY)]),
             '--build-base',
-            str(environment.build / 'build'),
+            str(environment.build / 'objects'),
             '--install-base',
             str(environment.install),
             '--merge-install',
