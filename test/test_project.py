@@ -48,9 +48,19 @@ SOURCES = {
     'matplotlib': 'python3-matplotlib',
     'numpy': 'python3-numpy',
     'tf2_ros': 'tf2_ros_py',
+    'tqdm': 'python3-tqdm',
     'yaml': 'python3-yaml',
 }
-MADE_FOLDERS = {'build', 'install', 'log', 'dist', 'demo_output', 'bench_output', '__pycache__'}
+MADE_FOLDERS = {
+    'build',
+    'install',
+    'log',
+    'dist',
+    'demo_output',
+    'bench_output',
+    'training_output',
+    '__pycache__',
+}
 SPDX_KINDS = {'.py', '.msg', '.yaml', '.txt', '.toml', '.xml', '.rviz'}
 
 
@@ -294,6 +304,6 @@ def test_tree_in_readme_names_what_is_on_disk() -> None:
 
 
 def test_make_commands_in_readme_exist() -> None:
-    targets = set(re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M))
-    mentioned = set(re.findall(r'`make (\w+)', (ROOT / 'README.md').read_text()))
+    targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M))
+    mentioned = set(re.findall(r'`make ([\w-]+)', (ROOT / 'README.md').read_text()))
     assert mentioned and mentioned <= targets

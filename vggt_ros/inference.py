@@ -55,10 +55,22 @@ class VGGTNetwork:
         self.image_width = model.config.img_size
         self._model = model.eval()
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-        images = batch.images.to(self.device).unsqueeze(0)
-        return self._model(images, heads=heads).cpu()  # type: ignore[no-any-return]
+        prediction: Prediction = self.predict(batch.images.unsqueeze(0), heads)
+        return prediction.cpu()
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images: torch.Tensor,
+        heads: tuple[str, ...],
+        query_points: torch.Tensor | None = None,
+    ) -> Prediction:
+        """Run on windows (B, S, 3, H, W), with points to track (B, K, 2); see `VGGT.forward`."""
+        if query_points is not None:
+            query_points = query_points.to(self.device)
+        prediction: Prediction = self._model(images.to(self.device), query_points, heads)
+        return prediction
 
 
 def load_network(settings: ModelSettings) -> VGGTNetwork:

@@ -62,6 +62,8 @@ class Block(nn.Module):
         layer_scale: float = 0.01,
     ) -> None:
         super().__init__()
+        # In training: compute it again in the backward pass instead of keeping what it needs.
+        self.recompute = False
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = SelfAttention(dim, heads, qk_norm)
         self.ls1 = LayerScale(dim, layer_scale)
@@ -71,5 +73,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, table: RopeTable | None = None) -> Tensor:
         """(B, N, dim) → (B, N, dim)."""
+        if self.recompute and torch.is_grad_enabled():
+            from torch.utils.checkpoint import checkpoint
+
+            return cast(Tensor, checkpoint(self._run, x, table, use_reentrant=False))
+        return self._run(x, table)
+
+    def _run(self, x: Tensor, table: RopeTable | None) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x), table))
         return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))

@@ -152,9 +152,9 @@ class VGGTConfig:
 
     @classmethod
     def small(cls) -> VGGTConfig:
-        """About 3 million parameters, for two CPU cores."""
+        """About 3 million parameters, for two CPU cores and images 112 pixels wide."""
         return cls(
-            img_size=224,
+            img_size=112,
             embed_dim=96,
             vit=ViTConfig(depth=4, num_heads=3),
             agg=AggregatorConfig(depth=4, num_heads=3),

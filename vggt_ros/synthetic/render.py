@@ -158,9 +158,13 @@ def _shade(
     x, y, z = points - scene.centre.reshape(-1, 3).T[:, row]
     local = torch.stack([cos * x + sin * y, cos * y - sin * x, z])
     local_normal = _outward_normal(local, scene.half_size.reshape(-1, 3).T[:, row], solid)
-    axis = local_normal.abs().argmax(dim=0)
-    side = 2 * axis + (local_normal.gather(0, axis[None])[0] > 0)
     nx, ny, nz = local_normal
+    across_x, across_y, across_z = local_normal.abs()
+    # argmax over an axis of three takes longer than all the rest
+    is_x = (across_x >= across_y) & (across_x >= across_z)
+    is_y = ~is_x & (across_y >= across_z)
+    axis = torch.where(is_x, 0, torch.where(is_y, 1, 2))
+    side = 2 * axis + (torch.where(is_x, nx, torch.where(is_y, ny, nz)) > 0)
     normal = torch.stack([cos * nx - sin * ny, sin * nx + cos * ny, nz])
     slant = (rays * normal).sum(0) / rays.square().sum(0).sqrt()
     normal = torch.where(slant > 0, -normal, normal)  # the room is seen from inside
@@ -182,7 +186,8 @@ def _paint(scene: Scene, surface: Tensor, position: Tensor, footprint: Tensor) -
     texture = scene.texture.reshape(-1)[surface]
     pattern, detail = scene.bank.sample(texture, uv, footprint / tile)
     bright, dark = scene.colours.reshape(-1, 6).T[:, surface].split(3)
-    colour: Tensor = torch.lerp(dark, bright, pattern) * (0.7 + 0.6 * detail)
+    strength = scene.detail.reshape(-1)[surface]
+    colour: Tensor = torch.lerp(dark, bright, pattern) * (1 + strength * (detail - 0.5))
     return colour
 
 

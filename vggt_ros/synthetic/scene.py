@@ -42,6 +42,7 @@ class Scene:
     tile_size: Tensor  # (R, M, SIDES) m, edge of one texture tile on the surface
     offset: Tensor  # (R, M, SIDES, 2) tiles
     colours: Tensor  # (R, M, SIDES, 2, 3) in [0, 1], the two colours that the pattern mixes
+    detail: Tensor  # (R, M, SIDES), how much the fine detail varies the brightness
     light: Tensor  # (R, L, 3) m
     bank: TextureBank
 
@@ -73,6 +74,15 @@ class Scene:
             if field.name != 'bank'
         }
         return Scene(**joined, bank=scenes[0].bank)
+
+    def for_views(self, views: int) -> Scene:
+        """Repeat each room for so many views, which then stand one after the other."""
+        repeated = {
+            field.name: getattr(self, field.name).repeat_interleave(views, dim=0)
+            for field in dataclasses.fields(Scene)
+            if field.name != 'bank'
+        }
+        return Scene(**repeated, bank=self.bank)
 
     def to(self, device: torch.device | str) -> Scene:
         moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}
@@ -158,4 +168,5 @@ def _surfaces(random: torch.Generator) -> dict[str, Tensor]:
         'tile_size': tile_size[None],
         'offset': torch.rand(1, count, SIDES, 2, generator=random),
         'colours': torch.stack([bright, dark], dim=-2)[None],
+        'detail': torch.full((1, count, SIDES), 0.6),
     }

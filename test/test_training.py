@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop on the smallest network: it learns, resumes to the bit, and shares work."""
+
+import csv
+import multiprocessing
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from vggt_ros.model import VGGT, VGGTConfig, load_checkpoint
+from vggt_ros.training.initialise import start_from_nothing
+from vggt_ros.training.loop import PARTS, Trainer, TrainSettings, train
+from vggt_ros.training.losses import DenseLoss, LossSettings, TrackLoss
+from vggt_ros.training.matching import MatchingLoss, matching_loss, recorded, true_places
+from vggt_ros.training.recipes import RECIPES
+from vggt_ros.training.samples import SyntheticSource
+
+HEIGHT, WIDTH = 28, 42
+SOURCE = SyntheticSource('train', 0, HEIGHT, WIDTH, queries=4)
+MATCHING = MatchingLoss(blocks=(1,))
+SETTINGS = TrainSettings(
+    windows=16, batch=4, frames=(2, 3), validate_every=8, validation_windows=4, matching=MATCHING
+)
+
+
+def new_model():
+    torch.manual_seed(0)
+    model = VGGT(VGGTConfig.tiny())
+    start_from_nothing(model, 0)
+    return model
+
+
+def weights_of(trainer):
+    return {
+        **{f'model.{name}': value for name, value in trainer.model.state_dict().items()},
+        **{f'average.{name}': value for name, value in trainer.average.state_dict().items()},
+    }
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    wrong = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not wrong
+
+
+class OneSample:
+    """The same windows again and again."""
+
+    def __init__(self, count, frames):
+        self.sample = SOURCE.windows(0, count, frames)
+
+    def windows(self, first, count, frames):  # noqa: ARG002 - what a source is asked for
+        return self.sample
+
+
+def test_it_learns_windows_by_heart():
+    windows, steps = 8, 120
+    settings = TrainSettings(
+        windows=windows * steps,
+        batch=windows,
+        frames=(2,),
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        precision='float32',
+        losses=LossSettings(depth=DenseLoss(kept=0.0)),
+        matching=MATCHING,
+    )
+    trainer = Trainer(new_model(), OneSample(windows, 2), settings)
+    first = trainer.step()
+    for _ in range(steps - 1):
+        last = trainer.step()
+    told = {name: last[name] / first[name] for name in ('camera', 'depth_error', 'matching')}
+    assert told['camera'] < 0.3 and told['depth_error'] < 0.4 and told['matching'] < 0.4, told
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    validation = replace(SOURCE, split='validation')
+    whole = Trainer(new_model(), SOURCE, SETTINGS)
+    train(whole, validation, tmp_path / 'whole')
+    train(Trainer(new_model(), SOURCE, SETTINGS), validation, tmp_path / 'parts', until=8)
+    torch.manual_seed(5)  # what the first half began with must not matter
+    second = Trainer(VGGT(VGGTConfig.tiny()), SOURCE, SETTINGS)
+    train(second, validation, tmp_path / 'parts')
+    assert second.windows_seen == whole.windows_seen == 16
+    assert_same(weights_of(second), weights_of(whole))
+    rows = [list(csv.DictReader((tmp_path / n / 'curve.csv').open())) for n in ('whole', 'parts')]
+    assert [row['windows'] for row in rows[0]] == ['8', '16']
+    for one, other in zip(*rows):
+        one.pop('seconds'), other.pop('seconds')
+        assert one == other
+    loaded = VGGT(VGGTConfig.tiny())
+    load_checkpoint(loaded, tmp_path / 'whole' / 'best.pt')
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    settings = replace(SETTINGS, precision='float32', matching=None)
+    whole = Trainer(new_model(), SOURCE, settings)
+    parts = Trainer(new_model(), SOURCE, replace(settings, accumulate=2))
+    a, b = whole.step(), parts.step()
+    # Each part is a mean over its own valid pixels, of which all have the same number.
+    assert b['camera'] == pytest.approx(a['camera'], rel=1e-4)
+    assert b['depth_error'] == pytest.approx(a['depth_error'], rel=0.05)
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    settings = replace(SETTINGS, precision='float32')
+    plain = Trainer(new_model(), SOURCE, settings)
+    saving = Trainer(new_model(), SOURCE, replace(settings, recompute=True))
+    for trainer in (plain, saving):
+        trainer.step()
+    for (name, one), other in zip(plain.model.named_parameters(), saving.model.parameters()):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, msg=name, atol=1e-6, rtol=1e-4)
+
+
+def test_frozen_parts_stay_and_the_others_move():
+    settings = replace(SETTINGS, frozen=('aggregator',), matching=None)
+    trainer = Trainer(new_model(), SOURCE, settings)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.step()
+    moved = {
+        name.split('.')[0]
+        for name, value in trainer.model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert moved == {'camera_head', 'depth_head'}  # the other heads have no loss here
+
+
+def test_every_part_learns_when_every_head_has_a_loss():
+    losses = LossSettings(points=DenseLoss(shape='normal'), tracks=TrackLoss())
+    config = VGGTConfig.tiny()
+    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, losses=losses))
+    told = trainer.step()
+    assert {name for name in told if name.startswith('gradient_')} == {
+        f'gradient_{part}' for part in PARTS
+    }
+    unused = {
+        name
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    }
+    assert not unused, config
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'told'),
+    [
+        ({'windows': 0}, 'windows is 0'),
+        ({'batch': 5, 'accumulate': 2}, 'multiple of accumulate'),
+        ({'frames': ()}, 'frames is'),
+        ({'frozen': ('brain',)}, 'brain'),
+        ({'precision': 'float8'}, 'float8'),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        TrainSettings(**wrong)
+
+
+def test_a_run_that_cannot_start_says_why():
+    with pytest.raises(ValueError, match='matching wants blocks'):
+        Trainer(new_model(), SOURCE, replace(SETTINGS, matching=MatchingLoss(blocks=(7,))))
+    with pytest.raises(ValueError, match='nothing to train'):
+        Trainer(new_model(), SOURCE, replace(SETTINGS, frozen=PARTS))
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    settings = TrainSettings(windows=1000, warm_up=0.1, learning_rate=2.0)
+    rates = [settings.learning_rate_at(seen) for seen in (0, 50, 100, 550, 1000)]
+    assert rates == pytest.approx([0.0, 1.0, 2.0, 1.0, 0.0], abs=3e-4)
+
+
+@pytest.mark.parametrize('name', sorted(RECIPES))
+def test_recipes_fit_the_small_network(name):
+    if RECIPES[name].matching is not None:
+        RECIPES[name].matching.check(VGGT(VGGTConfig.small()))
+
+
+# --- matching
+
+
+def test_true_places_point_at_the_same_surface():
+    truth = SyntheticSource('train', 1, 84, 112).windows(0, 4, 3).truth
+    places = true_places(truth, (6, 8))
+    assert places.shape == (4, 3, 48, 3, 48)
+    sums = places.sum(-1)
+    assert ((sums - 1).abs() < 1e-4).logical_or(sums == 0).all()
+    assert (sums[:, range(3), :, range(3)] == 0).all()
+    assert 0.3 < float((sums > 0).float().sum() / (4 * 3 * 48 * 2)) < 1
+    # The weighted middle of the chosen patches lies near the point of the asking patch.
+    middles = truth.points[:, :, 7::14, 7::14].flatten(2, 3)
+    found = torch.einsum('bipjq,bjqc->bipjc', places, middles)
+    gap = (found - middles[:, :, :, None]).norm(dim=-1)
+    assert gap[sums > 0].median() < 0.08  # the unit is the mean distance; a patch is 0.15
+
+
+def test_still_cameras_match_every_patch_with_itself():
+    sample = SOURCE.windows(0, 1, 2)
+    truth = replace(
+        sample.truth,
+        camera_from_world=sample.truth.camera_from_world[:, :1].expand(-1, 2, -1, -1),
+        depth=sample.truth.depth[:, :1].expand(-1, 2, -1, -1),
+        points=sample.truth.points[:, :1].expand(-1, 2, -1, -1, -1),
+    )
+    places = true_places(truth, (2, 3))[0, 0, :, 1]
+    # Its point is half a pixel beside the middle of the patch.
+    assert (places.diagonal() > 0.9).all()
+
+
+def test_matching_loss_is_low_where_attention_is_right():
+    truth = SOURCE.windows(0, 2, 3).truth
+    targets = true_places(truth, (2, 3))
+    special, patches, frames = 1, 6, 3
+    settings = MatchingLoss(blocks=(0,), first_frame_head=0, any_frame_head=1)
+    tokens = frames * (special + patches)
+    keys = torch.eye(tokens).expand(2, 2, tokens, tokens)
+    every = targets / targets.sum((3, 4), keepdim=True).clamp(min=1e-6)
+    ideal = torch.zeros(2, 2, frames, special + patches, frames, special + patches)
+    ideal[:, 1, :, special:, :, special:] = every
+    ideal[:, 0, 1:, special:, 0, special:] = targets[:, 1:, :, 0]
+    sharp = tokens**0.5 * (ideal + 1e-6).log().flatten(4, 5).flatten(2, 3)
+    right = matching_loss([(sharp, keys)], targets, special, settings)
+    even = matching_loss([(0 * sharp, keys)], targets, special, settings)
+    assert float(even['matching']) == pytest.approx(torch.tensor(float(tokens)).log(), rel=1e-4)
+    assert float(even['matching_first']) < 0.3
+    assert float(right['matching_first']) > 0.95
+    wrong = matching_loss([(sharp.roll(1, dims=2), keys)], targets, special, settings)
+    assert right['matching'] < wrong['matching'] / 3
+
+
+def test_recording_changes_nothing_and_ends():
+    model = new_model().eval()
+    images = SOURCE.windows(0, 2, 3).images
+    plain = model(images, heads=('camera',)).pose_encodings[-1]
+    with recorded(model, MATCHING) as kept:
+        while_recorded = model(images, heads=('camera',)).pose_encodings[-1]
+    assert torch.equal(plain, while_recorded)
+    assert [tuple(q.shape) for q, _ in kept] == [(2, 2, 3 * 11, 16)]
+    model(images, heads=('camera',))
+    assert len(kept) == 1
+
+
+# --- several processes
+
+
+def run_rank(rank, port, path):
+    os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, precision='float32', matching=None))
+    for _ in range(2):
+        trainer.step()
+    torch.save(weights_of(trainer), path / f'{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    start = multiprocessing.get_context('forkserver')
+    ranks = [start.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    one, other = (torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2))
+    assert_same(one, other)
+    alone = Trainer(
+        new_model(), SOURCE, replace(SETTINGS, precision='float32', matching=None, accumulate=2)
+    )
+    for _ in range(2):
+        alone.step()
+    for name, value in weights_of(alone).items():
+        torch.testing.assert_close(one[name], value, msg=name, atol=1e-5, rtol=1e-3)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Named ways to train the small network on synthetic rooms; `docs/training.md` compares them.
+
+Each is a full `TrainSettings`, so that a name says everything but the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vggt_ros.training.loop import TrainSettings
+from vggt_ros.training.losses import CameraLoss, DenseLoss, LossSettings, TrackLoss
+from vggt_ros.training.matching import MatchingLoss
+
+HEIGHT, WIDTH = 84, 112  # pixels of the images that the small network is trained on
+QUERIES = 16  # points to track in each window
+
+_LOSSES = LossSettings(
+    camera=CameraLoss(),
+    depth=DenseLoss(),
+    points=DenseLoss(shape='normal'),
+    tracks=TrackLoss(),
+)
+
+_WITHOUT_MATCHING = TrainSettings(losses=_LOSSES)
+
+RECIPES: dict[str, TrainSettings] = {
+    # Attention taught where each patch is in the first frame, and where in all others.
+    'small': replace(_WITHOUT_MATCHING, matching=MatchingLoss()),
+    # The same in the last blocks only, which leaves fewer to make a pose of it.
+    'late_matching': replace(_WITHOUT_MATCHING, matching=MatchingLoss(blocks=(2, 3))),
+    # Pose, depth, points and tracks alone, as a pre-trained VGGT is trained.
+    'no_matching': _WITHOUT_MATCHING,
+}

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where training windows come from: any `Source`, asked for windows by their place in a sequence.
+
+A source holds no state, so a run that goes on from a checkpoint sees what an uninterrupted one
+would have seen, and several processes share a sequence by taking different places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vggt_ros.geometry.camera import invert_rigid, transform_points, unproject
+from vggt_ros.synthetic.windows import make_windows, window_seeds
+from vggt_ros.training.truth import Truth, normalise
+
+
+@dataclass(frozen=True)
+class Sample:
+    """B windows as the network takes them, and what it should say about them."""
+
+    images: Tensor  # (B, S, 3, H, W) in [0, 1]
+    truth: Truth  # normalised
+    scale: Tensor  # (B,) length of the truth's unit, in that of the source (metres)
+
+
+class Source(Protocol):
+    """An endless sequence of windows."""
+
+    def windows(self, first: int, count: int, frames: int) -> Sample:
+        """
+        Return some windows.
+
+        :param first: place of the first one in the sequence.
+        :param frames: of each window; the same place with other frames is another window.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Ray-cast rooms, see `vggt_ros.synthetic`."""
+
+    split: str  # 'train', 'validation' or 'test'
+    seed: int
+    height: int  # pixels, multiples of the patch size
+    width: int
+    queries: int = 0  # points to track
+    device: torch.device | str = 'cpu'
+
+    def windows(self, first: int, count: int, frames: int) -> Sample:
+        """Render windows; see `Source`."""
+        seeds = window_seeds(self.split, self.seed, first, count).to(self.device)
+        made = make_windows(seeds, frames, self.height, self.width, self.queries)
+        points = transform_points(
+            made.world_from_camera.flatten(0, 1),
+            unproject(made.depth, made.intrinsics).flatten(0, 1).flatten(1, 2),
+        ).view(*made.depth.shape, 3)
+        truth, scale = normalise(
+            Truth(
+                camera_from_world=invert_rigid(made.world_from_camera)[..., :3, :],
+                intrinsics=made.intrinsics,
+                depth=made.depth,
+                points=points,
+                valid=torch.ones_like(made.depth, dtype=torch.bool),
+                tracks=made.tracks,
+                visible=made.visible,
+            )
+        )
+        return Sample(made.images, truth, scale)
