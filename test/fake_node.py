@@ -7,7 +7,9 @@ The checkpoint `missing` fails as one that is not there.
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from fake_network import FakeNetwork, warm_up
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.ros.node import VggtNode, spin_until_signal
 from vggt_ros.settings import ModelSettings
+
+STACKS = signal.SIGUSR1  # asks the process where its threads are
 
 
 def run(log: Path, environment: dict[str, str], arguments: list[str], seconds: float) -> None:
@@ -37,5 +41,6 @@ def run(log: Path, environment: dict[str, str], arguments: list[str], seconds: f
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output.fileno(), stream.fileno())
     os.environ.update(environment)
+    faulthandler.register(STACKS, all_threads=True)
     warm_up()
     spin_until_signal(lambda: VggtNode(load_network=load_fake), ['vggt_node', *arguments])

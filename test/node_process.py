@@ -98,6 +98,13 @@ class NodeProcess:
     def said(self):
         return self.log.read_text()
 
+    def stacks(self):
+        """Return what the process said, where its threads are at last."""
+        if self.process.is_alive():
+            os.kill(self.process.pid, fake_node.STACKS)
+            time.sleep(1)
+        return self.said()
+
     def leave(self, number=signal.SIGINT):
         """
         Send a signal; return the exit code and the seconds it took.
@@ -124,7 +131,8 @@ class NodeProcess:
 class Driver:
     """The other side of every topic and service of the node."""
 
-    def __init__(self, domain, topics=tuple(TOPICS)):
+    def __init__(self, node_process, domain, topics=tuple(TOPICS)):
+        self.node_process = node_process
         os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
@@ -162,7 +170,9 @@ class Driver:
     def spin_until(self, condition, seconds=60.0, what='it'):
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f'waited {seconds} s for {what} in vain'
+            if time.monotonic() > deadline:
+                said = self.node_process.stacks()
+                raise AssertionError(f'waited {seconds} s for {what} in vain; the node:\n{said}')
             self.executor.spin_once(timeout_sec=0.05)
 
     def spin_for(self, seconds):

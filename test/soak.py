@@ -98,7 +98,7 @@ def main() -> None:
     domain = own_domain(Use.SLOW_NODE)
     with tempfile.TemporaryDirectory() as folder:
         node = NodeProcess(domain, Path(folder) / 'log', seconds=arguments.network_seconds)
-        driver = Driver(domain, topics=('~/window', '~/poses'))
+        driver = Driver(node, domain, topics=('~/window', '~/poses'))
         try:
             print(run_soak(node, driver, arguments.minutes))
             code, seconds = node.leave()

@@ -145,10 +145,9 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
 def test_offering_never_waits_for_the_network(bench):
     run = bench(seconds=3.0)
     run.offer_slowly(range(SIZE))
-    started = time.monotonic()
     for number in range(SIZE, SIZE + 100):
         run.offer(number)
-    assert time.monotonic() - started < 1.5  # the window that is computed takes twice as long
+    assert run.published == []  # the network still computes
 
 
 @pytest.mark.parametrize('failure', [Failure.NAN, Failure.ABSURD, Failure.SURPRISE])

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.synthetic.windows import SyntheticWindows
 
 
@@ -47,8 +48,8 @@ def draw_windows(windows: SyntheticWindows, path: Path) -> None:
 def _describe(windows: SyntheticWindows, row: int) -> str:
     poses = windows.world_from_camera[row].double().cpu()
     travel = float((poses[:, :3, 3] - poses[:1, :3, 3]).norm(dim=-1).max())
-    cosines = ((poses[:, :3, :3] * poses[:1, :3, :3]).sum((-1, -2)) - 1) / 2
-    turn = math.degrees(float(cosines.clamp(-1, 1).arccos().max()))
+    turns = poses[:1, :3, :3].mT @ poses[:, :3, :3]
+    turn = math.degrees(float(rotation_angle(turns).max()))
     focal = float(windows.intrinsics[row, 0, 0, 0])
     view = math.degrees(2 * math.atan(windows.images.shape[-1] / 2 / focal))
     return f'{travel:.2f} m, {turn:.0f}° of motion, {view:.0f}° of view'

@@ -28,7 +28,6 @@ from vggt_ros.training.samples import Sample, SyntheticSource
 
 _BATCH = 4  # windows at once
 _TRACK_LIMITS = (1, 2, 4, 8, 16)  # pixels (TAP-Vid, arXiv 2211.03726)
-_HEADS = ('camera', 'depth', 'points', 'tracks')
 
 
 @dataclass

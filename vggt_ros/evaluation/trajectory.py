@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.geometry.sim3 import Sim3
 
 Array = npt.NDArray[np.float64]
@@ -68,10 +70,10 @@ def compare_paths(truth: Array, estimate: Array) -> PathErrors:
     placed = truth_from_estimate.place(estimate)
     distance = np.linalg.norm(placed[:, :3, 3] - truth[:, :3, 3], axis=1)
     turn = placed[:, :3, :3].transpose(0, 2, 1) @ truth[:, :3, :3]
-    cosine = (np.trace(turn, axis1=1, axis2=2) - 1) / 2
+    angle = rotation_angle(torch.from_numpy(turn)).numpy()
     return PathErrors(
         truth_from_estimate,
         length=float(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()),
         position_rms=float(np.sqrt(np.square(distance).mean())),
-        rotation_median=float(np.median(np.arccos(np.clip(cosine, -1, 1)))),
+        rotation_median=float(np.median(angle)),
     )

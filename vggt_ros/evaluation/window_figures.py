@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vggt_ros.geometry.camera import invert_rigid
+from vggt_ros.geometry.rotation import rotation_angle
 
 AUC_LIMITS = (5, 10, 30)  # degrees
 _STANDING = 0.02  # share of the scene's size below which a translation has no direction
@@ -47,7 +48,8 @@ class WindowErrors:
     def add_motions(self, found: Tensor, true: Tensor) -> None:
         """Compare motions (B · pairs, 3, 4), as of `relative_motion`, with true cameras."""
         true = relative_motion(true)
-        self.rotation.append(_numpy(_rotation_angle(found, true)))
+        turn = found[..., :3].mT @ true[..., :3]
+        self.rotation.append(_numpy(rotation_angle(turn).rad2deg()))
         direction = _direction_angle(found[..., 3], true[..., 3])
         moved = true[..., 3].norm(dim=-1) > _STANDING
         self.direction.append(_numpy(torch.where(moved, direction, torch.nan)))
@@ -120,12 +122,6 @@ def error_by_confidence(error: Tensor, confidence: Tensor) -> list[float]:
     """Return the mean error of each quartile of confidence, least confident first."""
     order = confidence.flatten().argsort()
     return [float(part.mean()) for part in error.flatten()[order].tensor_split(QUARTILES)]
-
-
-def _rotation_angle(found: Tensor, true: Tensor) -> Tensor:
-    """From the chord, as the cosine of the trace tells small angles badly."""
-    chord = (found[..., :3] - true[..., :3]).flatten(-2).norm(dim=-1)
-    return 2 * (chord / 8**0.5).clamp(max=1).arcsin().rad2deg()
 
 
 def _direction_angle(found: Tensor, true: Tensor) -> Tensor:

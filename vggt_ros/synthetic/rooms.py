@@ -36,7 +36,7 @@ def furnish(draws: Draws) -> Scene:
         yaw=torch.cat([torch.zeros_like(yaw[:, :1]), yaw], dim=1),
         **_surfaces(draws),
         light=_lamps(draws, half),
-        bank=texture_bank().to(draws.device),
+        bank=texture_bank(draws.device),
     )
 
 

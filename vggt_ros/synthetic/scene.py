@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,21 +68,17 @@ class Scene:
     @staticmethod
     def stack(scenes: Sequence[Scene]) -> Scene:
         """Join rooms into one batch."""
-        joined = {
-            field.name: torch.cat([getattr(scene, field.name) for scene in scenes])
-            for field in dataclasses.fields(Scene)
-            if field.name != 'bank'
-        }
-        return Scene(**joined, bank=scenes[0].bank)
+        return scenes[0]._with_rooms(
+            lambda name: torch.cat([getattr(scene, name) for scene in scenes])
+        )
 
     def for_views(self, views: int) -> Scene:
         """Repeat each room for so many views, which then stand one after the other."""
-        repeated = {
-            field.name: getattr(self, field.name).repeat_interleave(views, dim=0)
-            for field in dataclasses.fields(Scene)
-            if field.name != 'bank'
-        }
-        return Scene(**repeated, bank=self.bank)
+        return self._with_rooms(lambda name: getattr(self, name).repeat_interleave(views, dim=0))
+
+    def _with_rooms(self, make: Callable[[str], Tensor]) -> Scene:
+        names = (field.name for field in dataclasses.fields(Scene) if field.name != 'bank')
+        return dataclasses.replace(self, **{name: make(name) for name in names})
 
     def to(self, device: torch.device | str) -> Scene:
         moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}

@@ -44,9 +44,10 @@ def _blur(images: Tensor, weight: Tensor) -> Tensor:
 
 
 def _pixel_noise(draws: Draws, shape: torch.Size) -> Tensor:
-    """Return nearly normal noise, one draw for the channels of a pixel: sums of its bits."""
+    """Return nearly normal noise, from one draw of 32 bits for each pixel."""
     bits = draws.bits(*shape[1:2], 1, *shape[3:])
-    # Three sums of three different fields of 8, 9 and 8 bits of 32: equal to each other in law.
+    # Each channel sums three of the four bytes: any two channels share two of them, and are
+    # correlated by 2/3, as after a camera has interpolated its colour mosaic.
     fields = [(bits >> shift & 255).float() for shift in (0, 8, 16, 24)]
     sums = [fields[i] + fields[i - 1] + fields[i - 2] for i in range(3)]
     return (torch.cat(sums, dim=2) - 382.5) / 128.0  # mean and standard deviation of a sum

@@ -67,9 +67,11 @@ class TextureBank:
         return torch.lerp(above, below, y_weight)
 
 
-@functools.lru_cache(maxsize=1)
-def texture_bank() -> TextureBank:
-    """Return the bank, on the CPU; it is the same in every process."""
+@functools.lru_cache
+def texture_bank(device: torch.device | str = 'cpu') -> TextureBank:
+    """Return the bank; it is the same in every process and on every device."""
+    if torch.device(device).type != 'cpu':
+        return texture_bank().to(device)
     random = torch.Generator().manual_seed(BANK_SEED)
     patterns = [
         _planks(random),
