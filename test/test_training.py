@@ -117,6 +117,29 @@ def test_recomputed_blocks_give_the_same_gradients():
             torch.testing.assert_close(other.grad, one.grad, msg=name, atol=1e-6, rtol=1e-4)
 
 
+def test_heads_take_turns():
+    turns = (('camera',), ('camera', 'depth'))
+    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, turns=turns, frames=(2,)))
+    before = [parameter.clone() for parameter in trainer.parts['depth_head']]
+    told = trainer.step()
+    assert 'gradient_camera_head' in told and 'gradient_depth_head' not in told
+    for parameter, old in zip(trainer.parts['depth_head'], before):
+        assert torch.equal(parameter, old)
+    assert trainer.step()['gradient_depth_head'] > 0
+
+
+def test_dense_heads_are_shown_some_frames():
+    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, precision='float32', dense_frames=1))
+    sample = SOURCE.windows(0, 2, 3)
+    heads = ('camera', 'depth')
+    whole = trainer.losses(sample, heads)
+    one_by_one = [trainer.losses(sample, heads, first) for first in range(3)]
+    assert {part['camera'].item() for part in one_by_one} == {whole['camera'].item()}
+    shapes = torch.stack([part['depth_shape'] for part in one_by_one])
+    assert len(set(shapes.tolist())) == 3
+    torch.testing.assert_close(shapes.mean(), whole['depth_shape'])
+
+
 def test_frozen_parts_stay_and_the_others_move():
     settings = replace(SETTINGS, frozen=('aggregator',), matching=None)
     trainer = Trainer(new_model(), SOURCE, settings)
@@ -146,12 +169,24 @@ def test_every_part_learns_when_every_head_has_a_loss():
     assert not unused, config
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_change():
+    trainer = Trainer(new_model(), SOURCE, SETTINGS)
+    trainer.step()
+    before = {name: value.clone() for name, value in weights_of(trainer).items()}
+    trainer.parts['depth_head'][0].register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(FloatingPointError, match='gradient_depth_head'):
+        trainer.step()
+    assert_same(weights_of(trainer), before)
+
+
 @pytest.mark.parametrize(
     ('wrong', 'told'),
     [
         ({'windows': 0}, 'windows is 0'),
         ({'batch': 5, 'accumulate': 2}, 'multiple of accumulate'),
         ({'frames': ()}, 'frames is'),
+        ({'turns': (('points',),)}, 'turns has'),
+        ({'dense_frames': -1}, 'dense_frames is -1'),
         ({'frozen': ('brain',)}, 'brain'),
         ({'precision': 'float8'}, 'float8'),
     ],

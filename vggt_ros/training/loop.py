@@ -19,8 +19,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from torch import Tensor, nn
 
 from vggt_ros.model import VGGT
 from vggt_ros.model.block import Block
+from vggt_ros.model.vggt import HEADS
 from vggt_ros.training.losses import LossSettings, compute_losses
 from vggt_ros.training.matching import MatchingLoss, matching_loss, recorded, true_places
 from vggt_ros.training.samples import Sample, Source
 
 PARTS = ('aggregator', 'camera_head', 'depth_head', 'point_head', 'track_head')
-HEAD_OF = {'camera': 'camera', 'depth': 'depth', 'points': 'points', 'tracks': 'tracks'}
-VALIDATION_FRAMES = 8
+SAVE_SECONDS = 300.0  # that an interruption may cost
+DENSE, SPARSE = ('depth', 'points'), ('camera', 'tracks')
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,11 @@ class TrainSettings:
     batch: int = 16  # windows of a step, over all processes and accumulated parts
     frames: tuple[int, ...] = (2, 3, 4, 5, 6, 8)  # of a step's windows, in turn
     accumulate: int = 1  # parts that a step is computed in, to save memory
+    # Heads that run in each step, in turn; those without a loss do not run. () runs all.
+    turns: tuple[tuple[str, ...], ...] = ()
+    # Frames of a window that the dense heads, which cost the most, are shown; 0: all. Other ones
+    # in each step.
+    dense_frames: int = 0
     learning_rate: float = 1e-3  # at the peak
     warm_up: float = 0.03  # share of the windows
     weight_decay: float = 0.05
@@ -72,6 +79,11 @@ class TrainSettings:
             )
         if not self.frames or min(self.frames) < 1:
             raise ValueError(f'frames is {self.frames}; expected numbers of frames')
+        if self.dense_frames < 0:
+            raise ValueError(f'dense_frames is {self.dense_frames}; expected 0, for all, or more')
+        for turn in self.turns:
+            if not set(turn) <= set(HEADS) or not set(turn) & set(self.heads):
+                raise ValueError(f'turns has {turn}; expected heads of {HEADS} that have a loss')
         unknown = set(self.frozen) - set(PARTS)
         if unknown:
             raise ValueError(f'frozen has {sorted(unknown)}; expected some of {PARTS}')
@@ -81,7 +93,14 @@ class TrainSettings:
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that have a loss."""
-        return tuple(head for head in HEAD_OF if getattr(self.losses, head) is not None)
+        return tuple(head for head in HEADS if getattr(self.losses, head) is not None)
+
+    def heads_at(self, step: int) -> tuple[str, ...]:
+        """The heads that run in a step."""
+        if not self.turns:
+            return self.heads
+        turn = self.turns[step // len(self.frames) % len(self.turns)]  # each with all `frames`
+        return tuple(head for head in self.heads if head in turn)
 
     def learning_rate_at(self, windows: int) -> float:
         """Return the rate after so many windows: linear warm-up, then half a cosine."""
@@ -141,12 +160,14 @@ class Trainer:
         Learn from one batch.
 
         :returns: losses by name, means over the batch, and `gradient_<part>`, norms before
-            clipping.
-        :raises FloatingPointError: if the loss is not a number; the weights are as before.
+            clipping, of the heads whose turn it is.
+        :raises FloatingPointError: if a loss or a gradient is not a number; the weights are as
+            before.
         """
         settings = self.settings
         number = self.windows_seen // settings.batch
         frames = settings.frames[number % len(settings.frames)]
+        first_dense = number // (len(settings.frames) * max(1, len(settings.turns)))
         share = settings.batch // (settings.accumulate * self.processes)
         rate = settings.learning_rate_at(self.windows_seen)
         for group in self.optimizer.param_groups:
@@ -157,32 +178,44 @@ class Trainer:
         for part in range(settings.accumulate):
             place = (part * self.processes + self.rank) * share
             sample = self.source.windows(self.windows_seen + place, share, frames)
-            losses = self.losses(sample)
+            losses = self.losses(sample, settings.heads_at(number), first_dense)
             (losses['total'] / settings.accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / settings.accumulate
-        self._average_gradients()
+        moving = {
+            name: parameters
+            for name, parameters in self.parts.items()
+            if any(parameter.grad is not None for parameter in parameters)
+        }
+        self._average_gradients(moving.values())
         told = self._average_losses(sums)
-        if not math.isfinite(told['total']):
-            raise FloatingPointError(
-                f'the loss is {told["total"]} after {self.windows_seen} windows; '
-                'expected a number: a lower learning rate may help'
-            )
-        for name, parameters in self.parts.items():
+        for name, parameters in moving.items():
             norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
             told[f'gradient_{name}'] = float(norm)
+        broken = {name: value for name, value in told.items() if not math.isfinite(value)}
+        if broken:
+            raise FloatingPointError(
+                f'after {self.windows_seen} windows there are losses or gradients that are no '
+                f'numbers: {broken}; a lower learning rate may help'
+            )
         self.optimizer.step()
         self._move_average(number)
         self.windows_seen += settings.batch
         return told
 
-    def losses(self, sample: Sample) -> dict[str, Tensor]:
-        """Run the network on a sample and compare; see `compute_losses`."""
+    def losses(
+        self, sample: Sample, heads: Collection[str], first_dense: int | None = None
+    ) -> dict[str, Tensor]:
+        """
+        Run the network on a sample and compare; see `compute_losses`.
+
+        :param first_dense: where the frames begin that the dense heads are shown; None: all are.
+        """
         settings, model = self.settings, self.model
         images, truth = sample.images, sample.truth
         size = images.shape[-2], images.shape[-1]
         grid = model.grid(size)
-        rounds = model.rounds_for(settings.heads)
+        rounds = model.rounds_for(heads)
         queries = None if truth.tracks is None else truth.tracks[:, 0]
         lower = settings.precision == 'bfloat16'
         with (
@@ -190,8 +223,27 @@ class Trainer:
             recorded(model, settings.matching) as records,
         ):
             kept = model.aggregate(model.encode(images), grid, rounds)
-        prediction = model.decode(kept, size, queries, settings.heads)
-        losses = compute_losses(prediction, truth, settings.losses)
+        shown, places = truth, slice(None)
+        if first_dense is not None and 0 < settings.dense_frames < images.shape[1]:
+            places = slice(
+                first := first_dense % (images.shape[1] - settings.dense_frames + 1),
+                first + settings.dense_frames,
+            )
+            shown = replace(
+                truth,
+                depth=truth.depth[:, places],
+                points=truth.points[:, places],
+                valid=truth.valid[:, places],
+            )
+        losses: dict[str, Tensor] = {}
+        for group, compared in ((DENSE, shown), (SPARSE, truth)):
+            running = [head for head in group if head in heads]
+            if not running:
+                continue
+            read = kept if group is SPARSE else {i: kept[i][:, places] for i in kept}
+            prediction = model.decode(read, size, queries, running)
+            found = compute_losses(prediction, compared, settings.losses)
+            losses = {**losses, **found, 'total': losses.get('total', 0) + found['total']}
         if settings.matching is not None:
             found = matching_loss(
                 records,
@@ -203,10 +255,10 @@ class Trainer:
             losses['total'] = losses['total'] + settings.matching.weight * found['matching']
         return losses
 
-    def _average_gradients(self) -> None:
+    def _average_gradients(self, parts: Iterable[list[nn.Parameter]]) -> None:
         if self.processes == 1:
             return
-        for parameters in self.parts.values():
+        for parameters in parts:
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -234,10 +286,11 @@ class Trainer:
         self.model = self.average
         sums: dict[str, float] = {}
         count = max(1, settings.validation_windows // settings.batch)
+        frames = max(settings.frames)
         try:
             for part in range(count):
-                sample = source.windows(part * settings.batch, settings.batch, VALIDATION_FRAMES)
-                for name, value in self.losses(sample).items():
+                sample = source.windows(part * settings.batch, settings.batch, frames)
+                for name, value in self.losses(sample, settings.heads).items():
                     sums[name] = sums.get(name, 0.0) + float(value) / count
         finally:
             self.model = weights
@@ -268,26 +321,18 @@ class Trainer:
         self.windows_seen = int(state['windows_seen'])
 
 
-class Curve:
-    """Losses over windows, as a CSV file that a run goes on writing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._columns: list[str] = []
-        if path.exists():
-            with path.open(newline='') as file:
-                self._columns = next(csv.reader(file), [])
-
-    def add(self, row: dict[str, float]) -> None:
-        """Append a row; columns that the file does not have yet are an error."""
-        if not self._columns:
-            self._columns = list(row)
-            with self.path.open('w', newline='') as file:
-                csv.writer(file).writerow(self._columns)
-        if list(row) != self._columns:
-            raise ValueError(f'{self.path} has columns {self._columns}, the row has {list(row)}')
-        with self.path.open('a', newline='') as file:
-            csv.writer(file).writerow([f'{value:.6g}' for value in row.values()])
+def add_row(path: Path, row: dict[str, float]) -> None:
+    """Append a row to a CSV file; a column that it does not have yet is added."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline='') as file:
+            rows = list(csv.DictReader(file))
+    rows.append({name: f'{value:.6g}' for name, value in row.items()})
+    columns = dict.fromkeys(name for each in rows for name in each)
+    with written_whole(path) as partial, partial.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def train(
@@ -308,61 +353,80 @@ def train(
     settings = trainer.settings
     folder.mkdir(parents=True, exist_ok=True)
     last, best = folder / 'last.pt', folder / 'best.pt'
-    config = trainer.model.config.to_dict()
-    (folder / 'config.json').write_text(json.dumps(config, indent=1) + '\n')
+    if trainer.rank == 0:
+        config = trainer.model.config.to_dict()
+        (folder / 'config.json').write_text(json.dumps(config, indent=1) + '\n')
     lowest = math.inf
     if last.exists():
         state = torch.load(last, map_location=trainer.device, weights_only=True)
         trainer.restore(state)
         lowest = state['lowest']
         logger.info('going on after %d windows', trainer.windows_seen)
-    curve = Curve(folder / 'curve.csv')
     end = min(settings.windows, until if until is not None else settings.windows)
-    sums: dict[str, float] = {}
-    steps, began = 0, time.monotonic()
+
+    def save() -> None:
+        with written_whole(last) as partial:
+            torch.save({**trainer.state(), 'lowest': lowest}, partial)
+
+    rows: list[dict[str, float]] = []
+    began = saved = time.monotonic()
     while trainer.windows_seen < end:
         before = trainer.windows_seen
         told = trainer.step()
-        for name, value in told.items():
-            sums[name] = sums.get(name, 0.0) + value
-        steps += 1
+        rows.append(told)
         if progress is not None:
             progress(trainer.windows_seen, told['total'])
         now = trainer.windows_seen
         due = now // settings.validate_every > before // settings.validate_every
         if not due and now < end:
+            if trainer.rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
             continue
         seconds = time.monotonic() - began
         found = trainer.validate(validation)
-        means = {name: value / steps for name, value in sums.items()}
+        means = _means_by_name(rows)
         if trainer.rank == 0:
-            curve.add(
+            add_row(
+                folder / 'curve.csv',
                 {
                     'windows': now,
                     'seconds': seconds,
                     'learning_rate': settings.learning_rate_at(now),
                     **{f'train_{name}': value for name, value in means.items()},
                     **{f'validation_{name}': value for name, value in found.items()},
-                }
+                },
             )
             if found['total'] < lowest:
                 lowest = found['total']
-                _save({'model': trainer.average.state_dict(), 'windows_seen': now}, best)
-            _save({**trainer.state(), 'lowest': lowest}, last)
+                with written_whole(best) as partial:
+                    torch.save(
+                        {'model': trainer.average.state_dict(), 'windows_seen': now}, partial
+                    )
+            save()
             logger.info(
                 '%d windows, %.1f/s: train %.4f, validation %s',
                 now,
-                steps * settings.batch / seconds,
+                len(rows) * settings.batch / seconds,
                 means['total'],
                 ', '.join(f'{name} {value:.4f}' for name, value in found.items()),
             )
-        sums, steps, began = {}, 0, time.monotonic()
+        rows = []
+        began = saved = time.monotonic()
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix('.partial')
-    torch.save(state, partial)
+def _means_by_name(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Average what the steps told, each figure over those that told it."""
+    names = sorted({name for row in rows for name in row})
+    told = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in told.items()}
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write to that becomes `path` at the end, whole or not at all."""
+    partial = path.with_name(f'{path.name}.partial')
+    yield partial
     partial.replace(path)
 
 

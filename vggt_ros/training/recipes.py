@@ -23,7 +23,13 @@ _LOSSES = LossSettings(
     tracks=TrackLoss(),
 )
 
-_WITHOUT_MATCHING = TrainSettings(losses=_LOSSES)
+# The dense heads take two thirds of a step that runs everything: two frames of each window, and
+# depth, points and tracks in turn, cost a third and show the network three times as many rooms.
+_WITHOUT_MATCHING = TrainSettings(
+    losses=_LOSSES,
+    turns=(('camera', 'depth'), ('camera', 'points'), ('camera', 'tracks')),
+    dense_frames=2,
+)
 
 RECIPES: dict[str, TrainSettings] = {
     # Attention taught where each patch is in the first frame, and where in all others.
@@ -32,4 +38,15 @@ RECIPES: dict[str, TrainSettings] = {
     'late_matching': replace(_WITHOUT_MATCHING, matching=MatchingLoss(blocks=(2, 3))),
     # Pose, depth, points and tracks alone, as a pre-trained VGGT is trained.
     'no_matching': _WITHOUT_MATCHING,
+    # A trained network on recordings of one's own: the heads learn, what finds matches stays.
+    'fine_tune': TrainSettings(
+        windows=20_000,
+        batch=4,
+        frames=(2, 4, 6, 8),
+        learning_rate=5e-5,
+        warm_up=0.05,
+        frozen=('aggregator',),
+        validate_every=1000,
+        validation_windows=32,
+    ),
 }
