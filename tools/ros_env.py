@@ -50,6 +50,7 @@ MODULES = {
     'pillow': 'PIL',
     'PyYAML': 'yaml',
     'pytest-xdist': 'xdist',
+    'rosbags-image': 'rosbags.image',
     'colcon-common-extensions': 'colcon_core',
     'setuptools': '',
 }
@@ -280,7 +281,10 @@ def missing_requirements(environment: Environment) -> list[str]:
     """Return those requirements whose module the environment's Python does not find."""
     wanted = [line for line in requirements(requirement_files(environment)) if module_of(line)]
     modules = [module_of(line) for line in wanted]
-    code = 'import importlib.util as u, sys; print([bool(u.find_spec(m)) for m in sys.argv[1:]])'
+    code = (
+        'import sys; from importlib.util import find_spec as find; '
+        'print([bool(find(m.split(".")[0]) and find(m)) for m in sys.argv[1:]])'
+    )
     command = [str(environment.venv / 'bin/python'), '-c', code, *modules]
     env = apply(variables(environment, built=False))
     shown = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout

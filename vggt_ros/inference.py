@@ -84,8 +84,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     precision = choose_precision(settings.precision, device)
     trained = settings.checkpoint != UNTRAINED
     if trained:
-        path = resolve(settings.checkpoint)
-        model = build_vggt(_read_config(path), path)
+        model = load_model(settings.checkpoint)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same random weights every time
@@ -101,6 +100,17 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
             'the network is UNTRAINED: it shows that the pipeline runs, its geometry means nothing'
         )
     return network
+
+
+def load_model(checkpoint: str) -> VGGT:
+    """
+    Load a network on the CPU, in float32.
+
+    :param checkpoint: a file, or a repository of a hub, see `resolve`.
+    :raises CheckpointError: if the weights cannot be had or do not fit.
+    """
+    path = resolve(checkpoint)
+    return build_vggt(_read_config(path), path)
 
 
 def choose_device(name: str) -> torch.device:

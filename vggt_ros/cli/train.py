@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Train the small network on synthetic rooms, or go on where a folder's last checkpoint is.
+Train the small network on synthetic rooms, or another one on recordings; go on after a break.
 
     python -m vggt_ros.cli.train --folder training_output/small --windows 1000000
+    python -m vggt_ros.cli.train --folder training_output/mine --recipe fine_tune \\
+        --checkpoint facebook/VGGT-1B --width 518 --data my_bag rgbd_dataset_freiburg1_desk
     torchrun --nproc-per-node 2 -m vggt_ros.cli.train ...      several GPUs or CPU processes
 """
 
@@ -11,18 +13,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from vggt_ros.inference import choose_device
+from vggt_ros.inference import choose_device, load_model
+from vggt_ros.io.recordings import open_recording
 from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.training.initialise import start_from_nothing
 from vggt_ros.training.loop import Trainer, train
 from vggt_ros.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
+from vggt_ros.training.recordings import RecordedSource
 from vggt_ros.training.samples import SyntheticSource
 
 
@@ -36,10 +43,52 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--windows', type=int, help='in all; the learning rate ends there')
     parser.add_argument('--until', type=int, help='stop for now after so many windows')
     parser.add_argument('--batch', type=int, help='windows of a step, over all processes')
+    parser.add_argument('--frames', type=int, nargs='+', help='of the windows, in turn')
     parser.add_argument('--learning-rate', type=float, help='at the peak')
     parser.add_argument('--seed', type=int, default=0, help='of weights and windows')
+    parser.add_argument('--checkpoint', help='begin with these weights, as the node takes them')
+    parser.add_argument(
+        '--data',
+        type=Path,
+        nargs='+',
+        default=[],
+        help='recordings with truth: TUM RGB-D or 7-Scenes folders, bags; else synthetic rooms',
+    )
+    parser.add_argument('--width', type=int, default=WIDTH, help='of the images of --data, pixels')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     return parser.parse_args()
+
+
+def prepare(arguments: argparse.Namespace, device: torch.device) -> Trainer:
+    """
+    Make network, source and trainer.
+
+    :raises ValueError: if the settings, the recordings and the network do not fit each other.
+    :raises CheckpointError: if the weights to begin with cannot be had.
+    """
+    asked: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ('windows', 'batch', 'learning_rate')
+        if getattr(arguments, name) is not None
+    }
+    if arguments.frames:
+        asked['frames'] = tuple(arguments.frames)
+    settings = replace(RECIPES[arguments.recipe], **asked)
+    torch.manual_seed(arguments.seed)
+    if arguments.checkpoint:
+        model = load_model(arguments.checkpoint)
+    else:
+        model = VGGT(VGGTConfig.small())
+        start_from_nothing(model, arguments.seed)
+    source: SyntheticSource | RecordedSource
+    if arguments.data:
+        recordings = [open_recording(path) for path in arguments.data]
+        source = RecordedSource(
+            recordings, 'train', arguments.seed, arguments.width, QUERIES, device=device
+        )
+    else:
+        source = SyntheticSource('train', arguments.seed, HEIGHT, WIDTH, QUERIES, device)
+    return Trainer(model.to(device), source, settings)
 
 
 def main() -> None:
@@ -53,24 +102,17 @@ def main() -> None:
         if device.type == 'cuda':
             device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
             torch.cuda.set_device(device)
-    asked = {
-        name: getattr(arguments, name)
-        for name in ('windows', 'batch', 'learning_rate')
-        if getattr(arguments, name) is not None
-    }
-    settings = replace(RECIPES[arguments.recipe], **asked)
-    torch.manual_seed(arguments.seed)
-    model = VGGT(VGGTConfig.small())
-    start_from_nothing(model, arguments.seed)
-    source = SyntheticSource('train', arguments.seed, HEIGHT, WIDTH, QUERIES, device)
-    trainer = Trainer(model.to(device), source, settings)
-    with tqdm(total=settings.windows, unit='window', disable=trainer.rank > 0) as bar:
+    try:
+        trainer = prepare(arguments, device)
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f'train: {error}')
+    validation = replace(trainer.source, split='validation')
+    with tqdm(total=trainer.settings.windows, unit='window', disable=trainer.rank > 0) as bar:
 
         def show(windows: int, loss: float) -> None:
             bar.update(windows - bar.n)
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
 
-        validation = replace(source, split='validation')
         train(trainer, validation, arguments.folder, arguments.until, show)
     if parallel:
         dist.destroy_process_group()

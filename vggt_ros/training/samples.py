@@ -25,7 +25,6 @@ class Sample:
 
     images: Tensor  # (B, S, 3, H, W) in [0, 1]
     truth: Truth  # normalised
-    scale: Tensor  # (B,) length of the truth's unit, in that of the source (metres)
 
 
 class Source(Protocol):
@@ -56,19 +55,46 @@ class SyntheticSource:
         """Render windows; see `Source`."""
         seeds = window_seeds(self.split, self.seed, first, count).to(self.device)
         made = make_windows(seeds, frames, self.height, self.width, self.queries)
-        points = transform_points(
-            made.world_from_camera.flatten(0, 1),
-            unproject(made.depth, made.intrinsics).flatten(0, 1).flatten(1, 2),
-        ).view(*made.depth.shape, 3)
-        truth, scale = normalise(
-            Truth(
-                camera_from_world=invert_rigid(made.world_from_camera)[..., :3, :],
-                intrinsics=made.intrinsics,
-                depth=made.depth,
-                points=points,
-                valid=torch.ones_like(made.depth, dtype=torch.bool),
-                tracks=made.tracks,
-                visible=made.visible,
-            )
+        return make_sample(
+            made.images,
+            made.world_from_camera,
+            made.intrinsics,
+            made.depth,
+            made.tracks,
+            made.visible,
         )
-        return Sample(made.images, truth, scale)
+
+
+def make_sample(
+    images: Tensor,
+    world_from_camera: Tensor,
+    intrinsics: Tensor,
+    depth: Tensor,
+    tracks: Tensor,
+    visible: Tensor,
+) -> Sample:
+    """
+    Make a sample of what is known about B windows.
+
+    :param images: (B, S, 3, H, W) in [0, 1].
+    :param world_from_camera: (B, S, 4, 4).
+    :param intrinsics: (B, S, 3, 3), pixels.
+    :param depth: (B, S, H, W), 0 where unknown; its unit is that of the poses.
+    :param tracks: (B, S, K, 2), and `visible` (B, S, K); see `Truth`.
+    """
+    points = transform_points(
+        world_from_camera.flatten(0, 1),
+        unproject(depth, intrinsics).flatten(0, 1).flatten(1, 2),
+    ).view(*depth.shape, 3)
+    truth, _ = normalise(
+        Truth(
+            camera_from_world=invert_rigid(world_from_camera)[..., :3, :],
+            intrinsics=intrinsics,
+            depth=depth,
+            points=points,
+            valid=depth > 0,
+            tracks=tracks,
+            visible=visible,
+        )
+    )
+    return Sample(images, truth)

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings with truth: what a known scene becomes in each format comes back as it was."""
+
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from vggt_ros.cli import train
+from vggt_ros.geometry.camera import invert_rigid, project, transform_points
+from vggt_ros.geometry.rotation import quaternion_from_matrix
+from vggt_ros.inference import load_network
+from vggt_ros.io.recordings import open_recording
+from vggt_ros.io.rgbd import interpolate_poses
+from vggt_ros.io.rgbd_bag import BagRecording
+from vggt_ros.settings import ModelSettings
+from vggt_ros.synthetic.path import smooth_path
+from vggt_ros.synthetic.render import render
+from vggt_ros.synthetic.scene import Scene
+from vggt_ros.training.recordings import RecordedSource
+
+FRAMES, HEIGHT, WIDTH = 10, 48, 64
+START = 1_700_000_000.0  # s
+PERIOD = 1 / 30
+TYPES = get_typestore(Stores.ROS2_JAZZY)
+
+
+@pytest.fixture(scope='module')
+def scene():
+    """Ten views of a room: images, depth (m), camera-to-world poses and intrinsics."""
+    poses = smooth_path(FRAMES, seed=3)
+    focal = WIDTH * 525 / 640  # as the recordings' cameras
+    matrix = torch.tensor(
+        [[focal, 0, 319.5 * WIDTH / 640], [0, focal, 239.5 * WIDTH / 640], [0, 0, 1]]
+    )
+    images, depth = render(
+        Scene.room(5), poses, matrix.expand(FRAMES, 3, 3), height=HEIGHT, width=WIDTH
+    )
+    return SimpleNamespace(
+        images=images.numpy(), depth=depth.numpy(), poses=poses.double().numpy(), matrix=matrix
+    )
+
+
+def as_seven(pose):
+    return [*pose[:3, 3], *quaternion_from_matrix(torch.from_numpy(pose[:3, :3])).numpy()]
+
+
+def write_picture(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def write_tum(folder, scene):
+    for number in range(FRAMES):
+        write_picture(folder / f'rgb/{number}.png', scene.images[number][..., ::-1])
+        units = np.round(scene.depth[number] * 5000).astype(np.uint16)
+        units[0, 0] = 0
+        write_picture(folder / f'depth/{number}.png', units)
+    stamps = START + PERIOD * np.arange(FRAMES)
+    lists = {
+        'rgb.txt': [f'{stamp:.6f} rgb/{i}.png' for i, stamp in enumerate(stamps)],
+        'depth.txt': [f'{stamp + 0.004:.6f} depth/{i}.png' for i, stamp in enumerate(stamps)],
+        'groundtruth.txt': [
+            f'{stamp:.6f} ' + ' '.join(f'{value:.9f}' for value in as_seven(pose))
+            for stamp, pose in zip(stamps, scene.poses)
+        ],
+    }
+    for name, lines in lists.items():
+        (folder / name).write_text('\n'.join(['# a comment', *lines]) + '\n')
+    return folder
+
+
+def write_seven_scenes(folder, scene):
+    for number in range(FRAMES):
+        stem = f'frame-{number:06}'
+        write_picture(folder / f'{stem}.color.png', scene.images[number][..., ::-1])
+        units = np.round(scene.depth[number] * 1000).astype(np.uint16)
+        units[0, 0] = 65535
+        write_picture(folder / f'{stem}.depth.png', units)
+        np.savetxt(folder / f'{stem}.pose.txt', scene.poses[number])
+    return folder
+
+
+class BagWriter:
+    """Writes messages by the names of their types."""
+
+    def __init__(self, path):
+        self.writer = Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3)
+        self.connections = {}
+
+    def write(self, topic, stamp, message):
+        kind = message.__msgtype__
+        if topic not in self.connections:
+            self.connections[topic] = self.writer.add_connection(topic, kind, typestore=TYPES)
+        raw = TYPES.serialize_cdr(message, kind)
+        self.writer.write(self.connections[topic], round(stamp * 1e9), raw)
+
+
+def make(kind, **values):
+    return TYPES.types[kind](**values)
+
+
+def header(stamp, frame):
+    seconds = int(stamp)
+    time = make('builtin_interfaces/msg/Time', sec=seconds, nanosec=round((stamp - seconds) * 1e9))
+    return make('std_msgs/msg/Header', stamp=time, frame_id=frame)
+
+
+def picture(stamp, frame, encoding, pixels):
+    return make(
+        'sensor_msgs/msg/Image',
+        header=header(stamp, frame),
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=pixels.strides[0],
+        data=np.frombuffer(pixels.tobytes(), np.uint8),
+    )
+
+
+def transform(stamp, parent, child, seven):
+    vector = make('geometry_msgs/msg/Vector3', **dict(zip('xyz', seven[:3])))
+    turn = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', seven[3:])))
+    return make(
+        'tf2_msgs/msg/TFMessage',
+        transforms=[
+            make(
+                'geometry_msgs/msg/TransformStamped',
+                header=header(stamp, parent),
+                child_frame_id=child,
+                transform=make('geometry_msgs/msg/Transform', translation=vector, rotation=turn),
+            )
+        ],
+    )
+
+
+def stamped_pose(stamp, frame, seven):
+    point = make('geometry_msgs/msg/Point', **dict(zip('xyz', seven[:3])))
+    turn = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', seven[3:])))
+    pose = make('geometry_msgs/msg/Pose', position=point, orientation=turn)
+    return make('geometry_msgs/msg/PoseStamped', header=header(stamp, frame), pose=pose)
+
+
+def write_bag(folder, scene, poses='pose', depth_frame='optical'):
+    """Write a bag; `poses` says how: as 'pose', 'tf' of a base that carries the camera, or not."""
+    path = folder / 'bag'
+    bag = BagWriter(path)
+    # The camera looks along the base's x axis, 20 cm above it (REP-103).
+    base_from_camera = np.eye(4)
+    base_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    base_from_camera[2, 3] = 0.2
+    with bag.writer:
+        if poses == 'tf':
+            bag.write(
+                '/tf_static',
+                START,
+                transform(START, 'base', 'optical', as_seven(base_from_camera)),
+            )
+        for number in range(FRAMES):
+            stamp = START + PERIOD * number
+            bag.write(
+                '/camera/image_raw', stamp, picture(stamp, 'optical', 'rgb8', scene.images[number])
+            )
+            metres = np.where(np.arange(WIDTH) == 0, np.nan, scene.depth[number])
+            bag.write(
+                '/camera/depth',
+                stamp,
+                picture(stamp, depth_frame, '32FC1', metres.astype(np.float32)),
+            )
+            matrix = scene.matrix.double().numpy().ravel()
+            bag.write(
+                '/camera/camera_info',
+                stamp,
+                make(
+                    'sensor_msgs/msg/CameraInfo',
+                    header=header(stamp, 'optical'),
+                    height=HEIGHT,
+                    width=WIDTH,
+                    distortion_model='plumb_bob',
+                    d=np.zeros(5),
+                    k=matrix,
+                    r=np.eye(3).ravel(),
+                    p=np.zeros(12),
+                    binning_x=0,
+                    binning_y=0,
+                    roi=make(
+                        'sensor_msgs/msg/RegionOfInterest',
+                        x_offset=0,
+                        y_offset=0,
+                        height=0,
+                        width=0,
+                        do_rectify=False,
+                    ),
+                ),
+            )
+            pose = scene.poses[number]
+            if poses == 'pose':
+                bag.write('/pose', stamp, stamped_pose(stamp, 'map', as_seven(pose)))
+            if poses == 'tf':
+                map_from_base = as_seven(pose @ np.linalg.inv(base_from_camera))
+                bag.write('/tf', stamp, transform(stamp, 'map', 'base', map_from_base))
+    return path
+
+
+def write_bag_with_tf(folder, scene):
+    return write_bag(folder, scene, poses='tf')
+
+
+WRITERS = {
+    'tum': (write_tum, 1 / 5000),
+    '7-scenes': (write_seven_scenes, 1 / 1000),
+    'bag': (write_bag, 1e-6),
+    'bag with tf': (write_bag_with_tf, 1e-6),
+}
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_recording_comes_back_as_it_was(tmp_path, scene, name):
+    write, unit = WRITERS[name]
+    recording = open_recording(write(tmp_path, scene))
+    assert len(recording) == FRAMES
+    for number in (0, FRAMES - 1):
+        frame = recording.frame(number)
+        assert np.array_equal(frame.image, scene.images[number])
+        known = np.isfinite(frame.depth)
+        assert not known[0, 0] and known[1:, 1:].all()
+        assert np.abs(frame.depth - scene.depth[number])[known].max() <= 0.51 * unit + 1e-6
+        assert np.abs(frame.world_from_camera - scene.poses[number]).max() < 1e-6
+        if name != '7-scenes':  # whose camera has another focal length than ours
+            assert np.abs(frame.intrinsics - scene.matrix.numpy()).max() < 1e-4
+
+
+def test_windows_of_a_recording_agree_with_themselves(tmp_path, scene):
+    source = RecordedSource([open_recording(write_tum(tmp_path, scene))], 'train', 0, 42, 6)
+    sample = source.windows(0, 3, 4)
+    truth = sample.truth
+    assert sample.images.shape == (3, 4, 3, 28, 42)
+    assert truth.tracks.shape == (3, 4, 6, 2) and truth.visible[:, 0].all()
+    first = truth.camera_from_world[:, 0]
+    torch.testing.assert_close(first, torch.eye(4)[:3].expand(3, 3, 4), atol=1e-5, rtol=0)
+    # Points of the first frame, seen by the last camera, lie where its own depth says.
+    world = truth.points[:, 0].flatten(1, 2)
+    pixels, in_camera = project(world, truth.camera_from_world[:, -1], truth.intrinsics[:, -1])
+    limit = torch.tensor([41, 27])
+    inside = ((pixels >= 0) & (pixels <= limit)).all(-1) & truth.valid[:, 0].flatten(1)
+    columns, rows = torch.where(inside[..., None], pixels, 0.0).round().long().unbind(-1)
+    depth = truth.depth[:, -1].flatten(1).gather(1, rows * 42 + columns)
+    error = (in_camera[..., 2] / depth - 1).abs()[inside]
+    assert inside.sum() > 500 and error.median() < 0.01
+    # Motion is the camera's own.
+    back = invert_rigid(truth.camera_from_world)
+    torch.testing.assert_close(
+        transform_points(back[:, -1], in_camera), world, atol=1e-4, rtol=1e-4
+    )
+    again = source.windows(1, 1, 4)
+    assert torch.equal(again.images[0], sample.images[1])
+    assert torch.equal(again.truth.depth[0], truth.depth[1])
+
+
+def test_splits_of_a_recording_share_no_frame(tmp_path, scene):
+    recording = open_recording(write_tum(tmp_path, scene))
+    parts = [
+        set(RecordedSource([recording], split, 0, 42)._part(recording).tolist())
+        for split in ('train', 'validation', 'test')
+    ]
+    assert set.union(*parts) == set(range(FRAMES)) and sum(map(len, parts)) == FRAMES
+    with pytest.raises(ValueError, match='1 frames to validation on; expected at least the 2'):
+        RecordedSource([recording], 'validation', 0, 42).windows(0, 1, 2)
+
+
+def test_poses_between_measured_ones():
+    stamps = np.array([0.0, 1.0, 5.0])
+    half = np.sqrt(0.5)
+    poses = np.array(
+        [[0, 0, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, -half, -half], [4, 0, 0, 0, 0, 1, 0.0]]
+    )
+    found = interpolate_poses(stamps, poses, np.array([0.5, 1.0, 3.0, -0.4, -0.9]), 1.5)
+    assert found[0, :3, 3].tolist() == [1, 0, 0]
+    assert found[0, :2, :2] == pytest.approx(np.array([[half, -half], [half, half]]))  # 45°
+    assert found[1, :2, :2] == pytest.approx(np.array([[0, -1], [1, 0]]))  # 90°
+    assert np.isnan(found[2]).all()  # no bridge over four seconds
+    assert found[3, :3, 3].tolist() == [0, 0, 0]
+    assert np.isnan(found[4]).all()
+
+
+def test_what_is_no_recording_is_refused(tmp_path, scene):
+    with pytest.raises(ValueError, match='is no recording with truth'):
+        open_recording(tmp_path)
+    folder = write_tum(tmp_path / 'tum', scene)
+    (folder / 'groundtruth.txt').write_text('1 2 3\n')
+    with pytest.raises(ValueError, match="'1 2 3'; expected lines of 8 numbers"):
+        open_recording(folder)
+    (folder / 'groundtruth.txt').write_text('0 0 0 0 0 0 0 1\n')
+    with pytest.raises(ValueError, match=r'of 10 colour pictures 10 .* none of these has a pose'):
+        open_recording(folder)
+    (folder / 'groundtruth.txt').unlink()
+    with pytest.raises(ValueError, match=r'groundtruth\.txt cannot be read'):
+        open_recording(folder)
+    seven = tmp_path / 'seven'
+    seven.mkdir()
+    write_seven_scenes(seven, scene)
+    (seven / 'frame-000001.pose.txt').write_text('1 0 0')
+    with pytest.raises(ValueError, match='has 3 numbers; expected a 4 × 4 matrix'):
+        open_recording(seven)
+
+
+def test_depth_of_the_wrong_kind_is_refused(tmp_path, scene):
+    folder = write_tum(tmp_path, scene)
+    write_picture(folder / 'depth/0.png', np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'uint8 .* expected one channel of 16 bits'):
+        open_recording(folder).frame(0)
+
+
+def test_bags_that_lack_something_are_refused(tmp_path, scene):
+    with pytest.raises(ValueError, match=r"nothing says how 'optical' moves"):
+        open_recording(write_bag(tmp_path, scene, poses='none'))
+    (tmp_path / 'other').mkdir()
+    other = write_bag(tmp_path / 'other', scene, depth_frame='depth_optical')
+    with pytest.raises(ValueError, match=r"in the frame 'depth_optical'.*registered to colour"):
+        open_recording(other)
+    with pytest.raises(ValueError, match="found /camera/image_raw; expected '/image'"):
+        BagRecording(other, image_topic='/image')
+    (other / 'metadata.yaml').write_text('nonsense')
+    with pytest.raises(ValueError, match='cannot be read as a bag'):
+        open_recording(other)
+
+
+def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch):
+    recording = write_tum(tmp_path / 'tum', scene)
+    longer = {}
+    for name in ('rgb.txt', 'depth.txt', 'groundtruth.txt'):  # there and back, three times
+        rows = [line.split(maxsplit=1) for line in (recording / name).read_text().splitlines()[1:]]
+        longer[name] = [
+            f'{START + PERIOD * place:.6f} {row[1]}'
+            for place, row in enumerate((rows + rows[::-1]) * 3)
+        ]
+        (recording / name).write_text('\n'.join(longer[name]))
+
+    def run(*more):
+        common = ['--batch', '2', '--frames', '2', '--width', '56', '--device', 'cpu']
+        monkeypatch.setattr(sys, 'argv', ['train', *common, '--data', str(recording), *more])
+        train.main()
+
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    run('--folder', str(first), '--recipe', 'no_matching', '--windows', '2')
+    trained = first / 'best.pt'
+    assert load_network(ModelSettings(checkpoint=str(trained), device='cpu')).trained
+    run(
+        *('--folder', str(second), '--recipe', 'fine_tune', '--windows', '4', '--until', '2'),
+        *('--checkpoint', str(trained)),
+    )
+    before, after = (
+        torch.load(folder / 'last.pt', weights_only=True)['model'] for folder in (first, second)
+    )
+    begun = torch.load(trained, weights_only=True)['model']
+    assert before.keys() == after.keys() == begun.keys()
+    moved = {name.split('.')[0] for name in after if not torch.equal(after[name], begun[name])}
+    assert moved == {'camera_head', 'depth_head'}
+    with pytest.raises(SystemExit, match='is no recording with truth'):
+        run('--folder', str(first), '--data', str(tmp_path))

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Sequences of 7-Scenes (Shotton et al., CVPR 2013).
+
+A folder with `frame-000000.color.png`, `.depth.png` and `.pose.txt` (a 4 × 4 matrix, camera to
+world) for each frame. Depth is in millimetres; 0 and 65535 stand for no measurement.
+
+The depth pictures are those of the depth camera, some centimetres beside the colour camera. As
+everybody does who uses the set without a calibration of its own, both are taken to be in one place
+with one focal length of 585 pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vggt_ros.io.images import read_image
+from vggt_ros.io.rgbd import Array, RgbdFrame, read_depth
+
+UNITS_PER_METRE = 1000.0
+WIDTH = 640
+INTRINSICS = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # as the data set's page has it
+
+
+class SevenScenesRecording:
+    """A sequence; files are read when a frame is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Find the frames that have all three files and a pose.
+
+        :raises ValueError: if there are none, or a pose is no matrix.
+        """
+        self.name = f'{folder.resolve().parent.name}/{folder.resolve().name}'
+        self._frames: list[tuple[Path, Path, Array]] = []
+        for pose_file in sorted(folder.glob('frame-*.pose.txt')):
+            stem = pose_file.name.removesuffix('.pose.txt')
+            colour, depth = folder / f'{stem}.color.png', folder / f'{stem}.depth.png'
+            pose = _read_pose(pose_file)
+            if colour.exists() and depth.exists() and np.isfinite(pose).all():
+                self._frames.append((colour, depth, pose))
+        if not self._frames:
+            raise ValueError(
+                f'{folder} has no frame-*.color.png, .depth.png and .pose.txt that belong together'
+            )
+
+    def __len__(self) -> int:
+        """Count the usable frames."""
+        return len(self._frames)
+
+    def frame(self, index: int) -> RgbdFrame:
+        """Read a frame; see `Recording`."""
+        colour, depth, pose = self._frames[index]
+        image = read_image(colour)
+        scale = image.shape[1] / WIDTH
+        intrinsics = np.diag([scale, scale, 1]) @ INTRINSICS
+        measured = read_depth(depth, UNITS_PER_METRE, unknown=(0, 65535))
+        return RgbdFrame(image, measured, pose, intrinsics)
+
+
+def _read_pose(path: Path) -> Array:
+    try:
+        numbers = [float(word) for word in path.read_text(encoding='utf-8').split()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read as a matrix: {error}') from error
+    if len(numbers) != 16:
+        raise ValueError(f'{path} has {len(numbers)} numbers; expected a 4 × 4 matrix')
+    return np.array(numbers).reshape(4, 4)
