@@ -493,8 +493,8 @@ def test_twenty_cycles_leak_no_thread_and_no_memory(running, node):
 
 
 def test_a_slow_network_thins_images_and_loses_no_window(tmp_path):
-    with slow_node(tmp_path, 0.6) as (node, driver):
-        figures = run_soak(node, driver, minutes=0.2)
+    with slow_node(tmp_path, 1.2) as (node, driver):
+        figures = run_soak(node, driver, minutes=0.25)
     assert figures.windows >= 3
     assert figures.thinned > figures.sent / 4
 

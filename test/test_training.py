@@ -298,6 +298,8 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     start = multiprocessing.get_context('forkserver')
+    # What takes both of them longest to import, once; the optimiser imports torch._dynamo.
+    start.set_forkserver_preload(['torch._dynamo', 'vggt_ros.training.loop'])
     ranks = [start.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in ranks:
         process.start()

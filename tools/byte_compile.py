@@ -48,6 +48,7 @@ def compile_with(python: Path, version: str, files: str) -> str | None:
 
 
 def main() -> None:
+    """Compile every file with every Python there is."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.py'))]
     files = '\n'.join(str(path) for path in [ROOT / 'setup.py', *paths])
     found, failed = [], False

@@ -69,18 +69,22 @@ class Environment(NamedTuple):
 
     @property
     def name(self) -> str:
+        """What its folders are called."""
         return f'sourced-{self.distro}' if self.sourced else self.distro
 
     @property
     def venv(self) -> Path:
+        """The virtual environment."""
         return ROOT / ('.venv' if self.name == 'jazzy' else f'.venv-{self.name}')
 
     @property
     def build(self) -> Path:
+        """What colcon is given and what it makes."""
         return ROOT / '.colcon' / self.name
 
     @property
     def install(self) -> Path:
+        """The prefix that colcon installs to."""
         return self.build / 'install'
 
     @property
@@ -90,14 +94,17 @@ class Environment(NamedTuple):
 
     @property
     def log(self) -> Path:
+        """What the steps say."""
         return self.build / 'setup.log'
 
 
 def fail(message: str) -> NoReturn:
+    """End with a sentence."""
     sys.exit(f'vggt_ros: {message}')
 
 
 def say(message: str) -> None:
+    """Tell the person who waits."""
     print(f'vggt_ros: {message}', file=sys.stderr, flush=True)
 
 
@@ -241,6 +248,7 @@ def digest(*parts: object) -> str:
 
 
 def requirement_files(environment: Environment) -> list[Path]:
+    """List the files of requirements that it is made from."""
     files = [TOOLS / 'requirements.txt']
     return (
         files
@@ -266,6 +274,7 @@ def users_packages() -> str:
 
 
 def requirements(files: list[Path]) -> list[str]:
+    """Read the lines of requirement files, without comments."""
     lines = [
         line.split('#')[0].strip() for file in files for line in file.read_text().splitlines()
     ]
@@ -273,6 +282,7 @@ def requirements(files: list[Path]) -> list[str]:
 
 
 def module_of(requirement: str) -> str:
+    """Name the module that a requirement installs; '' if any environment has it."""
     name = re.split(r'[^\w.-]', requirement)[0]
     return MODULES.get(name, name)
 
@@ -378,6 +388,7 @@ def repair_baked_paths(environment: Environment) -> None:
 
 
 def cmake_arguments(environment: Environment) -> list[str]:
+    """Make colcon build with this Python and install to where it looks."""
     return [
         *([] if environment.sourced else ['-G', 'Ninja']),
         f'-DPython3_EXECUTABLE={environment.venv}/bin/python',
@@ -445,31 +456,21 @@ def build(environment: Environment) -> None:
     source = environment.build / 'source'
     source.unlink(missing_ok=True)
     source.symlink_to(ROOT)
-    colcon = shutil.which('colcon', path=f'{environment.venv}/bin:{os.environ["PATH"]}')
-    first_use = start_first_use(environment)
-    call(
-        environment,
-        [
-            colcon or 'colcon',
-            '--log-base',
-            str(environment.build / 'log'),
-            'build',
-            '--paths',
-            str(source),
-            *([] if environment.sourced else [str(OVERLAY)]),
-            '--build-base',
-            str(environment.build / 'objects'),
-            '--install-base',
-            str(environment.install),
-            '--merge-install',
-            # A status line and notifications that nobody sees take a third of a core.
-            *('--event-handlers', 'desktop_notification-', 'status-', 'terminal_title-'),
-            '--symlink-install',
-            '--cmake-args',
-            *cmake_arguments(environment),
-        ],
-    )
-    first_use.wait()  # what it says is in the log; a missing module is for the command to tell
+    command = [
+        shutil.which('colcon', path=f'{environment.venv}/bin:{os.environ["PATH"]}') or 'colcon',
+        *('--log-base', str(environment.build / 'log')),
+        'build',
+        *('--paths', str(source), *([] if environment.sourced else [str(OVERLAY)])),
+        *('--build-base', str(environment.build / 'objects')),
+        *('--install-base', str(environment.install)),
+        '--merge-install',
+        # A status line and notifications that nobody sees take a third of a core.
+        *('--event-handlers', 'desktop_notification-', 'status-', 'terminal_title-'),
+        '--symlink-install',
+        *('--cmake-args', *cmake_arguments(environment)),
+    ]
+    with compiled_meanwhile(environment):
+        call(environment, command)
     stamp.write_text(wanted)
     say(f'built in {time.monotonic() - began:.0f} s')
 
@@ -482,20 +483,29 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def start_first_use(environment: Environment) -> subprocess.Popen[bytes]:
-    """Start compiling to byte code, beside the build, what nearly every command imports."""
+@contextlib.contextmanager
+def compiled_meanwhile(environment: Environment) -> Iterator[None]:
+    """Compile to byte code, beside the build, what nearly every command imports."""
     imports = 'import cv2, matplotlib.pyplot, rclpy.lifecycle, safetensors.torch, sensor_msgs.msg'
     with environment.log.open('a') as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(environment.venv / 'bin/python'), '-c', imports],
             env=apply(variables(environment, built=False)),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
         )
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.wait()  # what it says is in the log; a missing module is for the command to tell
 
 
 def main() -> None:
+    """Run the step that the command line names."""
     if sys.version_info < (3, 10):  # noqa: UP036 - this line is for those who have less
         fail(
             f'Python 3.10 or newer is needed, this is {sys.version.split()[0]} '

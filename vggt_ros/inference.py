@@ -56,6 +56,7 @@ class VGGTNetwork:
         self._model = model.eval()
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        """Run on one window; the result is on the CPU."""
         prediction: Prediction = self.predict(batch.images.unsqueeze(0), heads)
         return prediction.cpu()
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m vggt_ros.cli.parity --golden DIR`: is this network the reference's?
+"""
+Compare this network with the reference's golden data.
+
+    python -m vggt_ros.cli.parity --golden DIR
 
 Prints the worst deviation per golden case and part of the network; with `--full` also that of
 VGGT-1B with time and memory (5 GB are needed). Exit status 1 if any limit is exceeded.

@@ -143,8 +143,10 @@ class Tracker(nn.Module):
         return cast(Tensor, self.updateformer((tokens + marks).transpose(1, 2)).transpose(1, 2))
 
     def marks(self, query: Tensor, size: Size, frames: int) -> Tensor:
-        """What each token carries through all iterations: where its query is, and whether its
-        frame is the query's. (B, S, K, 3D + 4)
+        """
+        Make what each token carries through all iterations.
+
+        :returns: (B, S, K, 3D + 4): where its query is, and whether its frame is the query's.
         """
         width = 3 * self.config.features + 4
         code = torch.cat(

@@ -35,6 +35,7 @@ class Draws:
 
     @property
     def device(self) -> torch.device:
+        """Where the numbers are drawn."""
         return self._key.device
 
     def bits(self, *shape: int) -> Tensor:

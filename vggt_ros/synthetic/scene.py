@@ -81,6 +81,7 @@ class Scene:
         return dataclasses.replace(self, **{name: make(name) for name in names})
 
     def to(self, device: torch.device | str) -> Scene:
+        """Move everything."""
         moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}
         return Scene(**moved)
 

@@ -34,6 +34,7 @@ class TextureBank:
     count: int
 
     def to(self, device: torch.device | str) -> TextureBank:
+        """Move the table."""
         return TextureBank(self.texels.to(device), self.level_starts.to(device), self.count)
 
     def sample(self, index: Tensor, uv: Tensor, footprint: Tensor) -> Tensor:

@@ -153,6 +153,7 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
+        """Where the network is."""
         return next(self.model.parameters()).device
 
     def step(self) -> dict[str, float]:
