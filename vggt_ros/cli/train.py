@@ -5,7 +5,7 @@ Train the small network on synthetic rooms, or another one on recordings; go on 
     python -m vggt_ros.cli.train --folder training_output/small --windows 1000000
     python -m vggt_ros.cli.train --folder training_output/mine --recipe fine_tune \
         --checkpoint facebook/VGGT-1B --width 518 --data my_bag rgbd_dataset_freiburg1_desk
-    torchrun --nproc-per-node 2 -m vggt_ros.cli.train ...      several GPUs or CPU processes
+    python -m torch.distributed.run --nproc-per-node 2 -m vggt_ros.cli.train ...  processes
 """
 
 from __future__ import annotations
