@@ -97,8 +97,14 @@ def interpolate_poses(stamps: Array, poses: Array, wanted: Array, largest_gap: f
     one, other = poses[before, 3:], poses[after, 3:]
     other = np.where((one * other).sum(1, keepdims=True) < 0, -other, other)
     quaternion = (1 - share) * one + share * other
-    result = np.tile(np.eye(4), (len(wanted), 1, 1))
-    result[:, :3, :3] = matrix_from_quaternion(torch.from_numpy(quaternion)).numpy()
-    result[:, :3, 3] = position
+    result = matrices_from_poses(np.concatenate((position, quaternion), axis=1))
     result[~known] = np.nan
     return result
+
+
+def matrices_from_poses(poses: Array) -> Array:
+    """Turn (N, 7) positions and quaternions x, y, z, w of any length into (N, 4, 4)."""
+    matrices = np.tile(np.eye(4), (len(poses), 1, 1))
+    matrices[:, :3, :3] = matrix_from_quaternion(torch.from_numpy(poses[:, 3:])).numpy()
+    matrices[:, :3, 3] = poses[:, :3]
+    return matrices

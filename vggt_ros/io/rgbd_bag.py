@@ -20,7 +20,7 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.image import ImageError, message_to_cvimage
 from rosbags.typesys import Stores, get_typestore
 
-from vggt_ros.io.rgbd import Array, RgbdFrame, interpolate_poses
+from vggt_ros.io.rgbd import Array, RgbdFrame, interpolate_poses, matrices_from_poses
 
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 CALIBRATION = 'sensor_msgs/msg/CameraInfo'
@@ -45,10 +45,9 @@ class _Link:
     def at(self, stamps: Array) -> Array:
         """Return (N, 4, 4) parent_from_child."""
         if self.static:
-            still = interpolate_poses(
-                np.array([0.0, 1.0]), np.array([self.poses[-1]] * 2), np.zeros(1), 2.0
+            return np.broadcast_to(
+                matrices_from_poses(np.array(self.poses[-1:])), (len(stamps), 4, 4)
             )
-            return np.broadcast_to(still, (len(stamps), 4, 4))
         order = np.argsort(self.stamps, kind='stable')
         return interpolate_poses(
             np.array(self.stamps)[order], np.array(self.poses)[order], stamps, LARGEST_GAP
