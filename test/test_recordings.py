@@ -89,8 +89,8 @@ def write_seven_scenes(folder, scene):
 class BagWriter:
     """Writes messages by the names of their types."""
 
-    def __init__(self, path):
-        self.writer = Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3)
+    def __init__(self, path, storage):
+        self.writer = Writer(path, version=9, storage_plugin=storage)
         self.connections = {}
 
     def write(self, topic, stamp, message):
@@ -147,16 +147,30 @@ def stamped_pose(stamp, frame, seven):
     return make('geometry_msgs/msg/PoseStamped', header=header(stamp, frame), pose=pose)
 
 
-def write_bag(folder, scene, poses='pose', depth_frame='optical'):
-    """Write a bag; `poses` says how: as 'pose', 'tf' of a base that carries the camera, or not."""
+def odometry(stamp, frame, child, seven):
+    square = np.zeros(36)
+    pose = stamped_pose(stamp, frame, seven).pose
+    still = make('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
+    twist = make('geometry_msgs/msg/Twist', linear=still, angular=still)
+    return make(
+        'nav_msgs/msg/Odometry',
+        header=header(stamp, frame),
+        child_frame_id=child,
+        pose=make('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=square),
+        twist=make('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=square),
+    )
+
+
+def write_bag(folder, scene, poses='pose', depth_frame='optical', storage=StoragePlugin.SQLITE3):
+    """Write a bag; `poses`: a 'pose', 'tf' or 'odometry' of a base with the camera, or 'none'."""
     path = folder / 'bag'
-    bag = BagWriter(path)
+    bag = BagWriter(path, storage)
     # The camera looks along the base's x axis, 20 cm above it (REP-103).
     base_from_camera = np.eye(4)
     base_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
     base_from_camera[2, 3] = 0.2
     with bag.writer:
-        if poses == 'tf':
+        if poses in ('tf', 'odometry'):
             bag.write(
                 '/tf_static',
                 START,
@@ -205,6 +219,9 @@ def write_bag(folder, scene, poses='pose', depth_frame='optical'):
             if poses == 'tf':
                 map_from_base = as_seven(pose @ np.linalg.inv(base_from_camera))
                 bag.write('/tf', stamp, transform(stamp, 'map', 'base', map_from_base))
+            if poses == 'odometry':
+                odom_from_base = as_seven(pose @ np.linalg.inv(base_from_camera))
+                bag.write('/odom', stamp, odometry(stamp, 'odom', 'base', odom_from_base))
     return path
 
 
@@ -212,11 +229,16 @@ def write_bag_with_tf(folder, scene):
     return write_bag(folder, scene, poses='tf')
 
 
+def write_mcap_with_odometry(folder, scene):
+    return write_bag(folder, scene, poses='odometry', storage=StoragePlugin.MCAP)
+
+
 WRITERS = {
     'tum': (write_tum, 1 / 5000),
     '7-scenes': (write_seven_scenes, 1 / 1000),
     'bag': (write_bag, 1e-6),
     'bag with tf': (write_bag_with_tf, 1e-6),
+    'mcap with odometry': (write_mcap_with_odometry, 1e-6),
 }
 
 
