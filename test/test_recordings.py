@@ -13,16 +13,16 @@ from rosbags.typesys import Stores, get_typestore
 
 from vggt_ros.cli import train
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points
+from vggt_ros.geometry.poses import interpolate_poses
 from vggt_ros.geometry.rotation import quaternion_from_matrix
 from vggt_ros.inference import load_network
 from vggt_ros.io.recordings import open_recording
-from vggt_ros.io.rgbd import interpolate_poses
 from vggt_ros.io.rgbd_bag import BagRecording
 from vggt_ros.settings import ModelSettings
 from vggt_ros.synthetic.path import smooth_path
 from vggt_ros.synthetic.render import render
 from vggt_ros.synthetic.scene import Scene
-from vggt_ros.training.recordings import RecordedSource
+from vggt_ros.training.recordings import RecordedSource, split_frames
 
 FRAMES, HEIGHT, WIDTH = 10, 48, 64
 START = 1_700_000_000.0  # s
@@ -259,7 +259,7 @@ def test_a_recording_comes_back_as_it_was(tmp_path, scene, name):
 
 
 def test_windows_of_a_recording_agree_with_themselves(tmp_path, scene):
-    source = RecordedSource([open_recording(write_tum(tmp_path, scene))], 'train', 0, 42, 6)
+    source = RecordedSource([open_recording(write_tum(tmp_path, scene))], 'train', 0, 42, 4, 6)
     sample = source.windows(0, 3, 4)
     truth = sample.truth
     assert sample.images.shape == (3, 4, 3, 28, 42)
@@ -287,13 +287,12 @@ def test_windows_of_a_recording_agree_with_themselves(tmp_path, scene):
 
 def test_splits_of_a_recording_share_no_frame(tmp_path, scene):
     recording = open_recording(write_tum(tmp_path, scene))
-    parts = [
-        set(RecordedSource([recording], split, 0, 42)._part(recording).tolist())
-        for split in ('train', 'validation', 'test')
-    ]
+    parts = [set(split_frames(len(recording), split)) for split in ('train', 'validation', 'test')]
     assert set.union(*parts) == set(range(FRAMES)) and sum(map(len, parts)) == FRAMES
-    with pytest.raises(ValueError, match='1 frames to validation on; expected at least the 2'):
-        RecordedSource([recording], 'validation', 0, 42).windows(0, 1, 2)
+    with pytest.raises(ValueError, match='1 frames for validation; expected at least the 2'):
+        RecordedSource([recording], 'validation', 0, 42)
+    with pytest.raises(ValueError, match='3 frames in a window; expected at most 2'):
+        RecordedSource([recording], 'train', 0, 42).windows(0, 1, 3)
 
 
 def test_poses_between_measured_ones():
@@ -302,7 +301,7 @@ def test_poses_between_measured_ones():
     poses = np.array(
         [[0, 0, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, -half, -half], [4, 0, 0, 0, 0, 1, 0.0]]
     )
-    found = interpolate_poses(stamps, poses, np.array([0.5, 1.0, 3.0, -0.4, -0.9]), 1.5)
+    found = interpolate_poses(stamps, poses, np.array([0.5, 1.0, 3.0, -0.4, -0.9]), 1.5, 0.75)
     assert found[0, :3, 3].tolist() == [1, 0, 0]
     assert found[0, :2, :2] == pytest.approx(np.array([[half, -half], [half, half]]))  # 45°
     assert found[1, :2, :2] == pytest.approx(np.array([[0, -1], [1, 0]]))  # 90°

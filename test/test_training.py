@@ -289,7 +289,7 @@ def run_rank(rank, port, path):
     trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, precision='float32', matching=None))
     for _ in range(2):
         trainer.step()
-    torch.save(weights_of(trainer), path / f'{rank}.pt')
+    torch.save((weights_of(trainer), trainer.validate(SOURCE)), path / f'{rank}.pt')
     dist.destroy_process_group()
 
 
@@ -306,8 +306,11 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     for process in ranks:
         process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
-    one, other = (torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2))
+    (one, found), (other, found_by_other) = (
+        torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(2)
+    )
     assert_same(one, other)
+    assert found == found_by_other
     alone = Trainer(
         new_model(), SOURCE, replace(SETTINGS, precision='float32', matching=None, accumulate=2)
     )
@@ -315,3 +318,4 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         alone.step()
     for name, value in weights_of(alone).items():
         torch.testing.assert_close(one[name], value, msg=name, atol=1e-5, rtol=1e-3)
+    assert alone.validate(SOURCE) == pytest.approx(found, rel=0.05)

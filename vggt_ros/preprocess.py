@@ -117,6 +117,35 @@ def stack_images(images: Sequence[Pixels]) -> Tensor:
     return stacked.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
+def sample_source(
+    values: npt.NDArray[np.float32],
+    source_size: tuple[int, ...],
+    source_from_network: Affine,
+    rows: npt.NDArray[np.intp],
+    columns: npt.NDArray[np.intp],
+) -> npt.NDArray[np.float32]:
+    """
+    Look measurements up at pixels of the network's image, the nearest of each.
+
+    Depth is never averaged: between an edge and what is behind it there is nothing.
+
+    :param values: (h, w), of the same view as the source image, perhaps at another resolution.
+    :param source_size: H, W of the source image.
+    :param source_from_network: (3, 3), see `FittedImage`.
+    :param rows: of the network's image, any shape; `columns` likewise.
+    :returns: of that shape; NaN beyond the source's edge.
+    """
+    per_row, per_column = np.array(values.shape) / source_size[:2]
+    y = (source_from_network[1, 1] * rows + source_from_network[1, 2] + 0.5) * per_row
+    x = (source_from_network[0, 0] * columns + source_from_network[0, 2] + 0.5) * per_column
+    inside = (y >= 0) & (y <= values.shape[0]) & (x >= 0) & (x <= values.shape[1])
+    found = values[
+        y.astype(np.intp).clip(0, values.shape[0] - 1),
+        x.astype(np.intp).clip(0, values.shape[1] - 1),
+    ]
+    return np.where(inside, found, np.float32(np.nan))
+
+
 def _crop(image: Pixels, width: int) -> FittedImage:
     source_height, source_width = image.shape[:2]
     height = _whole_patches(source_height * (width / source_width))

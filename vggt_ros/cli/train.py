@@ -30,7 +30,7 @@ from vggt_ros.training.initialise import start_from_nothing
 from vggt_ros.training.loop import Trainer, train
 from vggt_ros.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
 from vggt_ros.training.recordings import RecordedSource
-from vggt_ros.training.samples import SyntheticSource
+from vggt_ros.training.samples import Source, SyntheticSource
 
 
 def parse() -> argparse.Namespace:
@@ -54,14 +54,19 @@ def parse() -> argparse.Namespace:
         default=[],
         help='recordings with truth: TUM RGB-D or 7-Scenes folders, bags; else synthetic rooms',
     )
-    parser.add_argument('--width', type=int, default=WIDTH, help='of the images of --data, pixels')
+    parser.add_argument(
+        '--width', type=int, help=f'of the images of --data, pixels; {WIDTH} if not given'
+    )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.width is not None and not arguments.data:
+        parser.error(f'--width is for --data; synthetic rooms are {WIDTH} pixels wide')
+    return arguments
 
 
-def prepare(arguments: argparse.Namespace, device: torch.device) -> Trainer:
+def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Source]:
     """
-    Make network, source and trainer.
+    Make network, source and trainer, and the source to validate on.
 
     :raises ValueError: if the settings, the recordings and the network do not fit each other.
     :raises CheckpointError: if the weights to begin with cannot be had.
@@ -84,11 +89,17 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> Trainer:
     if arguments.data:
         recordings = [open_recording(path) for path in arguments.data]
         source = RecordedSource(
-            recordings, 'train', arguments.seed, arguments.width, QUERIES, device=device
+            recordings,
+            'train',
+            arguments.seed,
+            arguments.width or WIDTH,
+            max(settings.frames),
+            QUERIES,
+            device=device,
         )
     else:
         source = SyntheticSource('train', arguments.seed, HEIGHT, WIDTH, QUERIES, device)
-    return Trainer(model.to(device), source, settings)
+    return Trainer(model.to(device), source, settings), replace(source, split='validation')
 
 
 def main() -> None:
@@ -103,17 +114,19 @@ def main() -> None:
             device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
             torch.cuda.set_device(device)
     try:
-        trainer = prepare(arguments, device)
+        trainer, validation = prepare(arguments, device)
     except (ValueError, CheckpointError) as error:
         sys.exit(f'train: {error}')
-    validation = replace(trainer.source, split='validation')
     with tqdm(total=trainer.settings.windows, unit='window', disable=trainer.rank > 0) as bar:
 
         def show(windows: int, loss: float) -> None:
             bar.update(windows - bar.n)
             bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
 
-        train(trainer, validation, arguments.folder, arguments.until, show)
+        try:
+            train(trainer, validation, arguments.folder, arguments.until, show)
+        except (ValueError, FloatingPointError) as error:
+            sys.exit(f'train: {error}')
     if parallel:
         dist.destroy_process_group()
 

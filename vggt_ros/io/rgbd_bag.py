@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.image import ImageError, message_to_cvimage
 from rosbags.typesys import Stores, get_typestore
 
-from vggt_ros.io.rgbd import Array, RgbdFrame, interpolate_poses, matrices_from_poses
+from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.transform_tree import TransformTree
+from vggt_ros.io.rgbd import RgbdFrame
 
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 CALIBRATION = 'sensor_msgs/msg/CameraInfo'
@@ -31,27 +32,6 @@ LARGEST_OFFSET = 0.02  # s between a colour and a depth picture of the same mome
 LARGEST_GAP = 0.5  # s between poses
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Link:
-    """Where a frame is in its parent, over time."""
-
-    parent: str
-    static: bool
-    stamps: list[float] = field(default_factory=list)
-    poses: list[list[float]] = field(default_factory=list)
-
-    def at(self, stamps: Array) -> Array:
-        """Return (N, 4, 4) parent_from_child."""
-        if self.static:
-            return np.broadcast_to(
-                matrices_from_poses(np.array(self.poses[-1:])), (len(stamps), 4, 4)
-            )
-        order = np.argsort(self.stamps, kind='stable')
-        return interpolate_poses(
-            np.array(self.stamps)[order], np.array(self.poses)[order], stamps, LARGEST_GAP
-        )
 
 
 class BagRecording:
@@ -174,40 +154,34 @@ class BagRecording:
 
     def _read_poses(self, pose_topic: str, frame: str, stamps: Array) -> Array:
         """Return (N, 4, 4) world_from_camera, NaN where unknown."""
-        links: dict[str, _Link] = {}
+        # a recording may begin or end a little outside of its poses
+        tree = TransformTree(LARGEST_GAP, beyond=LARGEST_GAP / 2)
         for topic in sorted(self._topics(TRANSFORMS)):
             static = topic.endswith('tf_static')
             for _, message in self._messages(topic):
                 for each in message.transforms:
-                    parent, child = each.header.frame_id, each.child_frame_id
-                    link = links.setdefault(child, _Link(parent, static))
-                    link.stamps.append(_seconds(each.header.stamp))
-                    link.poses.append(_seven(each.transform.translation, each.transform.rotation))
+                    pose = _seven(each.transform.translation, each.transform.rotation)
+                    stamp = _seconds(each.header.stamp)
+                    tree.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
         there = self._topics(*POSES)
         if pose_topic or there:
-            told: dict[str, _Link] = {}
             for _, message in self._messages(self._choose('pose_topic', pose_topic, there)):
                 # a PoseStamped does not say whose pose it is: the camera's
                 child = getattr(message, 'child_frame_id', frame)
                 pose = getattr(message.pose, 'pose', message.pose)
-                link = told.setdefault(child, _Link(message.header.frame_id, False))
-                link.stamps.append(_seconds(message.header.stamp))
-                link.poses.append(_seven(pose.position, pose.orientation))
-            links |= told
-        poses = np.tile(np.eye(4), (len(stamps), 1, 1))
-        walked = [frame]
-        while walked[-1] in links:
-            link = links[walked[-1]]
-            poses = link.at(stamps) @ poses
-            if link.parent in walked:
-                raise ValueError(f'{self.name}: the frames go round: {walked}')
-            walked.append(link.parent)
-        if all(links[name].static for name in walked[:-1]):
+                tree.add(
+                    message.header.frame_id,
+                    child,
+                    _seconds(message.header.stamp),
+                    _seven(pose.position, pose.orientation),
+                )
+        world = tree.root(frame)
+        if tree.is_static(world, frame):
             raise ValueError(
                 f'{self.name}: nothing says how {frame!r} moves; expected a PoseStamped or '
-                f'Odometry topic or /tf (from there on: {walked[1:] or "no transform"})'
+                f'Odometry topic or /tf (it hangs on {world!r})'
             )
-        return poses
+        return tree.look_up(world, frame, stamps)
 
 
 def _seconds(stamp: Any) -> float:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vggt_ros.geometry.poses import Array
 from vggt_ros.io.images import read_image
-from vggt_ros.io.rgbd import Array, RgbdFrame, read_depth
+from vggt_ros.io.rgbd import RgbdFrame, read_depth
 
 UNITS_PER_METRE = 1000.0
 WIDTH = 640

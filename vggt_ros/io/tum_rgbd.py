@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vggt_ros.geometry.poses import Array, interpolate_poses
 from vggt_ros.io.images import read_image
-from vggt_ros.io.rgbd import Array, RgbdFrame, interpolate_poses, read_depth
+from vggt_ros.io.rgbd import RgbdFrame, read_depth
 
 UNITS_PER_METRE = 5000.0
 LARGEST_OFFSET = 0.02  # s between a colour and a depth picture of the same moment
@@ -46,7 +47,9 @@ class TumRecording:
         depth_stamps, depth = _read_files(folder / 'depth.txt')
         truth = _read_numbers(folder / 'groundtruth.txt', 8)
         truth = truth[np.argsort(truth[:, 0], kind='stable')]
-        poses = interpolate_poses(truth[:, 0], truth[:, 1:], colour_stamps, LARGEST_GAP)
+        poses = interpolate_poses(
+            truth[:, 0], truth[:, 1:], colour_stamps, LARGEST_GAP, LARGEST_GAP / 2
+        )
         nearest = np.abs(depth_stamps - colour_stamps[:, None]).argmin(axis=1)
         together = np.abs(depth_stamps[nearest] - colour_stamps) <= LARGEST_OFFSET
         usable = together & np.isfinite(poses).all(axis=(1, 2))

@@ -282,20 +282,26 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, source: Source) -> dict[str, float]:
-        """Return the mean losses of the averaged weights on windows of another source."""
+        """
+        Return the mean losses of the averaged weights on windows of another source.
+
+        Every process calls this and gets the same.
+        """
         settings, weights = self.settings, self.model
         self.model = self.average
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         count = max(1, settings.validation_windows // settings.batch)
+        share = settings.batch // self.processes
         frames = max(settings.frames)
         try:
             for part in range(count):
-                sample = source.windows(part * settings.batch, settings.batch, frames)
+                first = part * settings.batch + self.rank * share
+                sample = source.windows(first, share, frames)
                 for name, value in self.losses(sample, settings.heads).items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / count
+                    sums[name] = sums.get(name, 0) + value / count
         finally:
             self.model = weights
-        return sums
+        return self._average_losses(sums)
 
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs."""

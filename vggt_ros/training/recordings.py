@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points, unproject
 from vggt_ros.io.rgbd import Recording, RgbdFrame
-from vggt_ros.preprocess import FittedImage, fit_image, stack_images
+from vggt_ros.preprocess import FittedImage, fit_image, sample_source, stack_images
 from vggt_ros.synthetic.windows import SPLITS
 from vggt_ros.training.samples import Sample, make_sample
 
@@ -28,7 +28,7 @@ class RecordedSource:
     """
     Windows of neighbouring frames, forward or backward in time, with gaps of random length.
 
-    :raises ValueError: if a split of a recording is too short for a window, or the recordings'
+    :raises ValueError: if a recording's split is too short for a window, or the recordings'
         pictures differ in height at the same width.
     """
 
@@ -36,6 +36,7 @@ class RecordedSource:
     split: str  # 'train', 'validation' or 'test'
     seed: int
     width: int  # pixels, a multiple of the patch size; the height follows from the pictures
+    most_frames: int = 2  # that a window will have
     queries: int = 0  # points to track
     longest_step: int = 10  # frames of the recording between two of a window
     device: torch.device | str = 'cpu'
@@ -45,18 +46,30 @@ class RecordedSource:
             raise ValueError(f'split is {self.split!r}; expected one of {SPLITS}')
         if not self.recordings:
             raise ValueError('there are no recordings; expected at least one')
-        heights = {
-            recording.name: fit_image(recording.frame(0).image, self.width, 'crop').pixels.shape[0]
-            for recording in self.recordings
-        }
-        if len(set(heights.values())) > 1:
+        heights = []
+        for recording in self.recordings:
+            there = len(split_frames(len(recording), self.split))
+            if there < self.most_frames:
+                raise ValueError(
+                    f'{recording.name} has {there} frames for {self.split}; expected at least '
+                    f'the {self.most_frames} of a window'
+                )
+            image = fit_image(recording.frame(0).image, self.width, 'crop')
+            heights.append((recording.name, image.pixels.shape[0]))
+        if len({height for _, height in heights}) > 1:
             raise ValueError(
                 f'pictures {self.width} pixels wide would have different heights, {heights}; '
                 'expected recordings of one shape'
             )
 
     def windows(self, first: int, count: int, frames: int) -> Sample:
-        """Read windows; see `Source`."""
+        """
+        Read windows; see `Source`.
+
+        :raises ValueError: if these are too long windows, or a recording cannot be read.
+        """
+        if frames > self.most_frames:
+            raise ValueError(f'{frames} frames in a window; expected at most {self.most_frames}')
         read = [self._window(place, frames) for place in range(first, first + count)]
         images, poses, intrinsics, depth, queries = (
             torch.stack(part).to(self.device) for part in zip(*read, strict=True)
@@ -66,20 +79,14 @@ class RecordedSource:
 
     def _window(self, place: int, frames: int) -> tuple[Tensor, ...]:
         draws = np.random.default_rng([self.seed, SPLITS.index(self.split), place, frames])
-        parts = [self._part(recording) for recording in self.recordings]
+        parts = [split_frames(len(recording), self.split) for recording in self.recordings]
         lengths = np.array([len(part) for part in parts])
-        if lengths.min() < frames:
-            shortest = self.recordings[int(lengths.argmin())]
-            raise ValueError(
-                f'{shortest.name} has {lengths.min()} frames to {self.split} on; expected at '
-                f'least the {frames} of a window'
-            )
         chosen = int(draws.choice(len(parts), p=lengths / lengths.sum()))
         part, recording = parts[chosen], self.recordings[chosen]
         longest = min(self.longest_step, (len(part) - 1) // max(frames - 1, 1))
         steps = draws.integers(1, longest, size=frames - 1, endpoint=True)
         begin = int(draws.integers(len(part) - steps.sum()))
-        places = part[begin + np.cumsum([0, *steps])]
+        places = part.start + begin + np.cumsum([0, *steps])
         if draws.random() < 0.5:
             places = places[::-1]
         images, poses, intrinsics, depths = [], [], [], []
@@ -103,28 +110,19 @@ class RecordedSource:
             ),
         )
 
-    def _part(self, recording: Recording) -> npt.NDArray[np.int64]:
-        """List the frames of a recording that belong to the split."""
-        number = SPLITS.index(self.split)
-        begin = _ENDS[number - 1] if number else 0.0
-        count = len(recording)
-        return np.arange(round(begin * count), round(_ENDS[number] * count))
+
+def split_frames(count: int, split: str) -> range:
+    """Say which of a recording's frames belong to a split."""
+    number = SPLITS.index(split)
+    begin = _ENDS[number - 1] if number else 0.0
+    return range(round(begin * count), round(_ENDS[number] * count))
 
 
 def _look_up(frame: RgbdFrame, image: FittedImage) -> npt.NDArray[np.float32]:
-    """Return depth (H, W) at the pixels of the network's image, the nearest measured; 0: unknown.
-
-    Depth is never averaged: between an edge and what is behind it there is nothing.
-    """
-    height, width = image.pixels.shape[:2]
-    there = image.source_from_network
-    per_pixel = np.array(frame.depth.shape) / frame.image.shape[:2]
-    x = (there[0, 0] * np.arange(width) + there[0, 2] + 0.5) * per_pixel[1]
-    y = (there[1, 1] * np.arange(height) + there[1, 2] + 0.5) * per_pixel[0]
-    rows = y.astype(int).clip(0, frame.depth.shape[0] - 1)
-    columns = x.astype(int).clip(0, frame.depth.shape[1] - 1)
-    found = frame.depth[rows[:, None], columns]
-    return np.where(np.isfinite(found), found, 0)
+    """Return depth (H, W) at the pixels of the network's image; 0: unknown."""
+    rows, columns = np.indices(image.pixels.shape[:2])
+    found = sample_source(frame.depth, frame.image.shape, image.source_from_network, rows, columns)
+    return np.where(np.isfinite(found), found, np.float32(0))
 
 
 def _track(
