@@ -5,8 +5,8 @@ Start the node, bring it to *active*, and RViz on demand.
     ros2 launch vggt_ros vggt.launch.py image_topic:=/camera/image_raw rviz:=true
 
 Event handlers bring the node up, the same way on Humble, Jazzy and Kilted; the `autostart` of
-newer launch_ros does not exist on Humble. Settings keep the node's own defaults: `checkpoint` and
-`device` are handed on only where they are given.
+newer launch_ros does not exist on Humble. Settings keep the node's own defaults: those of
+`GIVEN_ON` are handed on only where they are given.
 """
 
 import os
@@ -36,6 +36,9 @@ ARGUMENTS = {
     'node_name': ('vggt', 'name of the node'),
     'image_topic': ('image_raw', 'topic of the images; JPEG or PNG on <image_topic>/compressed'),
     'camera_info_topic': ('camera_info', "topic of the camera's calibration"),
+    'scale_source': ('', 'none, fixed, tf, odometry or depth; empty: as in the params file'),
+    'odometry_topic': ('odometry', "topic of the robot's odometry, for scale_source odometry"),
+    'depth_topic': ('sensor_depth', 'topic of registered depth, for scale_source depth'),
     'checkpoint': ('', 'weights of the network; empty: as in the params file'),
     'device': ('', 'torch device; empty: as in the params file'),
     'params_file': (os.path.join(CONFIG, 'vggt.yaml'), 'parameter file; empty: none'),
@@ -48,6 +51,7 @@ ARGUMENTS = {
         'Fast DDS profile for large messages, unless the environment names one; empty: none',
     ),
 }
+GIVEN_ON = ('checkpoint', 'device', 'scale_source')  # to the node, where they are not empty
 
 
 def generate_launch_description():
@@ -77,7 +81,7 @@ def _start(context):
 def _make_node(values):
     parameters = [values['params_file']] if values['params_file'] else []
     parameters.append({'use_sim_time': _is_true(values['use_sim_time'])})
-    parameters += [{name: values[name]} for name in ('checkpoint', 'device') if values[name]]
+    parameters += [{name: values[name]} for name in GIVEN_ON if values[name]]
     return LifecycleNode(
         package='vggt_ros',
         executable='vggt_node',
@@ -88,6 +92,8 @@ def _make_node(values):
             ('image_raw', values['image_topic']),
             ('image_raw/compressed', f'{values["image_topic"]}/compressed'),
             ('camera_info', values['camera_info_topic']),
+            ('odometry', values['odometry_topic']),
+            ('sensor_depth', values['depth_topic']),
         ],
         arguments=['--ros-args', '--log-level', values['log_level']],
         output='screen',

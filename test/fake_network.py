@@ -2,10 +2,10 @@
 """
 A network that knows the truth, for tests of everything around the real one.
 
-The truth is a pure function of the stamp: a camera moves smoothly through an empty box-shaped
-room, and the depth of each pixel is where its ray meets a wall. Like a real network, the fake
-tells it in a frame and a unit of its own for every window; both follow from the window's number,
-so that runs can be repeated.
+The truth is a pure function of the stamp: a camera moves through an empty box-shaped room, and
+the depth of each pixel is where its ray meets a wall. Like a real network, the fake tells it in a
+frame and a unit of its own for every window; both follow from the window's number, so that runs
+can be repeated. It errs as much as it is told to, in each window anew.
 
 It fails on demand: where the first pixel of an image has one of the values of `Failure`, the
 first window that contains that image fails in that way.
@@ -14,6 +14,8 @@ first window that contains that image fails in that way.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -41,6 +43,42 @@ class Failure(IntEnum):
     SURPRISE = 204  # an exception that nobody expects
 
 
+@dataclass(frozen=True)
+class World:
+    """A room around the origin and a camera's way through it."""
+
+    half_room: np.ndarray  # (3,), half the extent in x, y, z, metres
+    cameras: Callable[[list[int]], np.ndarray]  # stamps, ns, to room_from_camera (S, 4, 4)
+
+    def depth(self, stamp_ns: int, height: int, width: int) -> np.ndarray:
+        """Measure the depth (H, W) along the optical axis, in metres."""
+        return self.meet_walls(stamp_ns, height, width)[0]
+
+    def meet_walls(self, stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Follow the ray of each pixel to a wall.
+
+        :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
+        """
+        camera = self.cameras([stamp_ns])[0]
+        rows, columns = np.indices((height, width), float)
+        pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
+        rays = pixels @ np.linalg.inv(true_intrinsics(height, width)).T @ camera[:3, :3].T
+        with np.errstate(divide='ignore', invalid='ignore'):
+            to_walls = (np.sign(rays) * self.half_room - camera[:3, 3]) / rays
+        depth = np.where(rays == 0, np.inf, to_walls).min(-1)
+        return depth, camera[:3, 3] + depth[..., None] * rays
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Standard deviations of what the fake tells, independent for each pixel and camera."""
+
+    depth: float = 0.0  # relative
+    rotation: float = 0.0  # rad, of the angle
+    translation: float = 0.0  # of the distance, over the extent of the window's cameras
+
+
 class FakeNetwork:
     """The truth in a random frame and scale."""
 
@@ -49,15 +87,28 @@ class FakeNetwork:
     device = 'cpu'
     precision = 'float32'
 
-    def __init__(self, seconds: float = 0.0, image_width: int = 56) -> None:
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        image_width: int = 56,
+        world: World | None = None,
+        errors: Errors | None = None,
+        seed: int = 0,
+    ) -> None:
         """
         Prepare the fake.
 
         :param seconds: how long it takes for each window.
         :param image_width: of the images that it wants, pixels.
+        :param world: what it sees; None: the room of the functions below.
+        :param errors: what it does not know exactly; None: it knows all.
+        :param seed: of frames, scales and errors.
         """
         self.image_width = image_width
         self._seconds = seconds
+        self._world = world or World(ROOM, true_cameras)
+        self._errors = errors or Errors()
+        self._seed = seed
         self._failed: set[int] = set()  # stamps of the images that have made it fail
 
     def __call__(self, batch: Any, heads: tuple[str, ...]) -> Prediction:
@@ -72,10 +123,14 @@ class FakeNetwork:
             raise RuntimeError('the fake network has a bad day')
         height, width = batch.images.shape[-2:]
         stamps = [frame.stamp_ns for frame in batch.frames]
-        scale, window_from_room = random_frame(batch.window_id)
-        window_from_camera = window_from_room @ true_cameras(stamps)
+        generator = np.random.default_rng([self._seed, batch.window_id])
+        scale, window_from_room = random_frame(generator)
+        window_from_camera = window_from_room @ self._err_in_poses(
+            self._world.cameras(stamps), generator
+        )
         window_from_camera[:, :3, 3] *= scale
-        depth = scale * np.stack([true_depth(stamp, height, width) for stamp in stamps])
+        depth = scale * np.stack([self._world.depth(stamp, height, width) for stamp in stamps])
+        depth *= 1 + self._errors.depth * generator.normal(size=depth.shape)
         if failure is Failure.NAN:
             depth[-1, 3, 4] = np.nan
         if failure is Failure.ABSURD:
@@ -90,6 +145,18 @@ class FakeNetwork:
             depth=torch.from_numpy(depth).float().unsqueeze(0),
             depth_confidence=confidence,
         )
+
+    def _err_in_poses(self, cameras: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Turn and move each camera by chance."""
+        moved = cameras.copy()
+        extent = np.linalg.norm(np.ptp(cameras[:, :3, 3], axis=0))
+        # three components that are independent make a third of the variance each
+        turn = self._errors.rotation / np.sqrt(3) * generator.normal(size=(len(cameras), 3))
+        step = self._errors.translation / np.sqrt(3) * generator.normal(size=(len(cameras), 3))
+        moved[:, :3, 3] += extent * step
+        half = np.concatenate([turn / 2, np.ones((len(cameras), 1))], -1)  # of small angles
+        moved[:, :3, :3] @= matrix_from_quaternion(torch.from_numpy(half)).numpy()
+        return moved
 
     def _find_failure(self, batch: Any) -> Failure | None:
         for frame in batch.frames:
@@ -149,12 +216,8 @@ def true_intrinsics(height: int, width: int) -> np.ndarray:
 
 
 def true_depth(stamp_ns: int, height: int, width: int) -> np.ndarray:
-    """
-    Measure the depth along the optical axis, in metres.
-
-    :returns: (H, W).
-    """
-    return meet_walls(stamp_ns, height, width)[0]
+    """Measure the depth (H, W) along the optical axis, in metres."""
+    return World(ROOM, true_cameras).depth(stamp_ns, height, width)
 
 
 def meet_walls(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,23 +226,15 @@ def meet_walls(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.n
 
     :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
     """
-    camera = true_cameras([stamp_ns])[0]
-    rows, columns = np.indices((height, width), float)
-    pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
-    rays = pixels @ np.linalg.inv(true_intrinsics(height, width)).T @ camera[:3, :3].T
-    with np.errstate(divide='ignore', invalid='ignore'):
-        to_walls = (np.sign(rays) * ROOM - camera[:3, 3]) / rays
-    depth = np.where(rays == 0, np.inf, to_walls).min(-1)
-    return depth, camera[:3, 3] + depth[..., None] * rays
+    return World(ROOM, true_cameras).meet_walls(stamp_ns, height, width)
 
 
-def random_frame(window_id: int) -> tuple[float, np.ndarray]:
+def random_frame(generator: np.random.Generator) -> tuple[float, np.ndarray]:
     """
     Choose how the network tells the truth about this window.
 
     :returns: scale, and `window_from_room` (4, 4), rigid.
     """
-    generator = np.random.default_rng(window_id)
     window_from_room = np.eye(4)
     quaternion = torch.from_numpy(generator.normal(size=4))
     window_from_room[:3, :3] = matrix_from_quaternion(quaternion).numpy()

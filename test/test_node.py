@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import signal
 import time
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ pytest.importorskip('rclpy', reason='needs ROS')
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from fake_network import Failure, meet_walls, true_cameras, true_depth, true_intrinsics
+from geometry_msgs.msg import Transform, TransformStamped
+from nav_msgs.msg import Odometry
 from node_process import (
     BASE_NS,
     COLOUR,
@@ -26,14 +29,15 @@ from node_process import (
     make_image,
     stamp_of,
 )
-from rclpy.qos import QoSReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from ros_domain import Use, own_domain
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from soak import run_soak
 from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
 
 from vggt_ros.geometry.rotation import matrix_from_quaternion
-from vggt_ros.ros.messages import make_header, ns_from_time
+from vggt_ros.ros.messages import make_header, make_poses, ns_from_time
 from vggt_ros.ros.publish import TOPICS
 
 HEIGHT, WIDTH = 42, 56  # of the depth image: 64x48 pixels at the fake network's width
@@ -379,6 +383,133 @@ def test_diagnostics_say_that_lengths_are_not_metres(driver):
     assert (values['model'], values['device'], values['scale_valid']) == ('fake', 'cpu', 'false')
     assert 0 < float(values['latency_seconds']) < waited
     assert status.name == 'vggt: pipeline'
+
+
+# --- metres
+
+
+class Robot:
+    """What knows metres on a robot: a base with a camera on it, odometry, a depth sensor."""
+
+    def __init__(self, driver):
+        self.node = driver.node
+        qos = QoSProfile(depth=100)
+        kept = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.publishers = {
+            'tf': self.node.create_publisher(TFMessage, '/tf', qos),
+            'tf_static': self.node.create_publisher(TFMessage, '/tf_static', kept),
+            'odometry': self.node.create_publisher(Odometry, 'odometry', qos),
+            'depth': self.node.create_publisher(Image, 'sensor_depth', qos),
+        }
+        self.base_from_camera = np.eye(4)  # looks ahead from half a metre in front of the base
+        self.base_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+        self.base_from_camera[:3, 3] = 0.5, 0, 0.3
+
+    def close(self):
+        for publisher in self.publishers.values():
+            self.node.destroy_publisher(publisher)
+
+    def place(self, parent, child, stamp, matrix, topic):
+        pose = make_poses(matrix[None])[0]
+        transform = Transform(rotation=pose.orientation)
+        for axis in 'xyz':
+            setattr(transform.translation, axis, getattr(pose.position, axis))
+        header = make_header(parent, stamp)
+        stamped = TransformStamped(header=header, child_frame_id=child, transform=transform)
+        self.publishers[topic].publish(TFMessage(transforms=[stamped]))
+
+    def say(self, kind, numbers):
+        """Publish what `scale_source` needs for the images of these numbers."""
+        self.place('base', 'camera', BASE_NS, self.base_from_camera, 'tf_static')
+        for stamp in map(stamp_of, numbers):
+            base = true_cameras([stamp])[0] @ np.linalg.inv(self.base_from_camera)
+            if kind == 'tf':
+                self.place('odom', 'base', stamp, base, 'tf')
+            if kind == 'odometry':
+                told = Odometry(header=make_header('odom', stamp), child_frame_id='base')
+                told.pose.pose = make_poses(base[None])[0]
+                self.publishers['odometry'].publish(told)
+            if kind == 'depth':
+                millimetres = np.round(1000 * true_depth(stamp, 96, 128)).astype('<u2')
+                self.publishers['depth'].publish(
+                    Image(
+                        header=make_header('camera', stamp),
+                        height=96,
+                        width=128,
+                        encoding='16UC1',
+                        step=256,
+                        data=array.array('B', millimetres.tobytes()),
+                    )
+                )
+
+
+@pytest.fixture
+def robot(idle):
+    made = Robot(idle)
+    yield made
+    made.close()
+    idle.change('deactivate', 'cleanup')
+    idle.set(scale_source='none')
+
+
+@pytest.mark.parametrize('kind', ['tf', 'odometry', 'depth'])
+def test_lengths_are_metres_where_something_knows_them(idle, robot, kind):
+    assert idle.set(scale_source=kind).successful
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    heard = robot.publishers[kind].get_subscription_count
+    idle.spin_until(lambda: heard() > (kind == 'tf'), what=kind)  # the driver hears /tf too
+    robot.say(kind, range(SIZE + 2 * STRIDE))
+    idle.send(range(SIZE + 2 * STRIDE))
+    report = idle.wait_windows(3)[2]
+    assert (report.scale_source, report.scale_valid) == (kind, True)
+    assert report.scale_spread < 0.02 and report.scale_age == 0
+    newest = stamp_of(SIZE + 2 * STRIDE - 1)
+    idle.spin_until(lambda: newest in by_stamp(idle.got['depth/image_rect']), what='depth')
+    depth = read_floats(by_stamp(idle.got['depth/image_rect'])[newest])
+    assert np.nanmedian(depth / true_depth(newest, HEIGHT, WIDTH)) == pytest.approx(1, abs=0.02)
+    idle.spin_until(lambda: len(idle.got['path']) == 3, what='paths')
+    path = idle.got['path'][-1].poses  # the poses of earlier windows too
+    travelled = np.linalg.norm(pose_matrix(path[-1].pose)[:3, 3])
+    first, last = true_cameras([stamp_of(0), newest])[:, :3, 3]
+    assert travelled == pytest.approx(np.linalg.norm(last - first), rel=0.02)
+    status, values = idle.wait_health(map_id=0, scale_valid='true')
+    assert values['scale_source'] == kind and 'metres' not in status.message
+
+
+@pytest.mark.parametrize(
+    ('kind', 'said', 'sentence'),
+    [
+        ('tf', None, "nothing connects 'odom' and 'camera'"),
+        ('odometry', None, 'no odometry has come'),
+        ('odometry', 'odometry', "no scale by odometry of 'base': nothing connects"),
+        ('depth', None, 'no depth image has come'),
+    ],
+)
+def test_what_cannot_tell_the_scale_is_said_and_the_map_goes_on(idle, kind, said, sentence):
+    robot = Robot(idle)
+    try:
+        idle.set(scale_source=kind)
+        assert idle.change('configure', 'activate')
+        idle.settle()
+        if said:
+            idle.settle(robot.publishers[said])
+            for stamp in map(stamp_of, range(SIZE)):
+                told = Odometry(header=make_header('odom', stamp), child_frame_id='base')
+                robot.publishers[said].publish(told)
+            idle.spin_for(0.5)
+        before = idle.node_process.said().count(sentence)
+        idle.send(range(SIZE + STRIDE))
+        report = idle.wait_windows(2)[1]
+        assert (report.scale_source, report.scale_valid) == (kind, False)
+        assert np.isnan(report.scale_age)
+        _, values = idle.health()
+        assert int(values[f'scale_{kind}']) >= 2
+        assert idle.node_process.said().count(sentence) > before
+    finally:
+        robot.close()
+        idle.change('deactivate', 'cleanup')
+        idle.set(scale_source='none')
 
 
 def test_publishers_are_reliable_and_the_camera_is_heard_at_any_reliability(idle):

@@ -97,12 +97,12 @@ def test_every_parameter_is_described_with_its_range(make):
     ('values', 'words'),
     [
         ({'window_size': 1}, 'window_size'),
-        ({'window_size': 8.0}, 'INTEGER'),  # rclpy's own words, of every version so far
+        ({'window_size': 8.0}, 'Wrong parameter type'),  # rclpy's own words
         ({'min_parallax': 2.0}, 'min_parallax'),
         ({'min_parallax': math.nan}, 'min_parallax'),
         ({'max_stamp_gap': math.inf}, 'max_stamp_gap'),
         ({'tf_mode': 'all'}, 'cameras, newest, off'),
-        ({'checkpoint': True}, 'STRING'),
+        ({'checkpoint': True}, 'Wrong parameter type'),
     ],
 )
 def test_a_bad_change_is_refused_with_the_reason(make, values, words):

@@ -105,7 +105,7 @@ def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: 
     assert [update.map_id for update in updates] == maps
     for update in updates[1:]:
         assert 0.01 < update.alignment.residual < 0.3
-        assert ('differs by' in update.map_started_because) == (limit == 0.01)
+        assert ('differ by' in update.map_started_because) == (limit == 0.01)
     assert streaming.counts.get('untrusted_alignments', 0) == len(set(maps)) - 1
 
 
@@ -193,7 +193,7 @@ def test_a_window_that_disagrees_with_the_map_starts_a_new_one() -> None:
     settings = Settings.from_flat({'window_size': 4, 'window_stride': 2, 'min_parallax': 0.0})
     updates = run(StreamingEngine(settings, Guess()), (frame(i) for i in range(6)))
     assert [u.map_id for u in updates] == [0, 1]
-    assert 'depth of shared frames differs' in updates[1].map_started_because
+    assert 'points of the shared frames differ' in updates[1].map_started_because
     assert not updates[1].alignment.trusted
 
 
@@ -216,7 +216,7 @@ def test_memory_too_small_for_two_frames_is_an_error() -> None:
 
 def test_scale_is_never_called_metres() -> None:
     (update,) = run(engine(), (frame(i) for i in range(4)))
-    assert (update.scale_valid, update.scale_source) == (False, 'none')
+    assert (update.metric.valid, update.metric.source) == (False, 'none')
 
 
 def test_the_real_network_runs_and_says_that_it_is_untrained() -> None:

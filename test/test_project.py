@@ -31,7 +31,7 @@ FLOW = (
     {'model'},
     {'inference'},
     {'reconstruct'},
-    {'alignment'},
+    {'metric_scale', 'alignment'},
     {'scene_map'},
     {'engine'},
     {'io', 'synthetic', 'training', 'evaluation'},

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='needs ROS')
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_network import FakeNetwork
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
@@ -19,6 +21,7 @@ from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
+from vggt_ros.ros import diagnostics
 from vggt_ros.ros.messages import make_cloud, make_header, ns_from_time, time_from_ns
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import TOPICS, MapPublishers
@@ -109,6 +112,37 @@ def test_the_path_keeps_its_newest_poses_only(node, updates):
     assert isinstance(path[0], PoseStamped)
     stamps = [ns_from_time(pose.header.stamp) for pose in path]
     assert stamps == [10**12 + i * 10**8 for i in range(SIZE, SIZE + 4)]
+
+
+def test_diagnostics_say_what_a_person_should_know_first(node, updates, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(diagnostics, 'time', SimpleNamespace(monotonic=lambda: clock.now))
+    told = diagnostics.Diagnostics(node, FakeNetwork(image_width=28))
+    got = listen(node, '/diagnostics', DiagnosticArray)
+    wait(node, lambda: node.count_subscribers('/diagnostics'))
+    wait(node, lambda: told._publisher.get_subscription_count())
+
+    def report(received=0, publishers=1):
+        before = len(got)
+        told.publish({'received': received}, publishers, SIZE)
+        wait(node, lambda: len(got) > before)
+        (status,) = got[-1].status
+        return status.level, status.message
+
+    assert report() == (DiagnosticStatus.OK, 'waiting for the first window')
+    clock.now += 6
+    assert report() == (DiagnosticStatus.WARN, 'no image for 6 s')
+    assert report(received=1) == (DiagnosticStatus.OK, 'waiting for the first window')
+    told.note_error('something broke')
+    assert report(received=2) == (DiagnosticStatus.ERROR, 'something broke')
+    clock.now += 1
+    told.note_output(updates[0], arrived=clock.now - 0.25)
+    unknown = 'the scale is unknown: lengths are not metres'
+    assert report(received=3) == (DiagnosticStatus.WARN, unknown)
+    values = {pair.key: pair.value for pair in got[-1].status[0].values}
+    assert (values['last_error'], values['latency_seconds']) == ('something broke', '0.25')
+    several = f'2 publishers of images, expected one; {unknown}'
+    assert report(received=4, publishers=2) == (DiagnosticStatus.WARN, several)
 
 
 @pytest.mark.parametrize('stamp_ns', [0, 1, 999_999_999, 1_700_000_000_123_456_789])

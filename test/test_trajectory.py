@@ -56,7 +56,8 @@ def test_errors_have_the_size_of_what_is_wrong():
     rng = np.random.default_rng(3)
     truth = random_path(rng, frames=400)
     wrong = truth.copy()
-    wrong[:, :3, :3] = truth[:, :3, :3] @ turn_about([0, 0, 1], 0.1)
+    turns = np.stack([turn_about(axis, 0.1) for axis in rng.normal(size=(400, 3))])
+    wrong[:, :3, :3] = truth[:, :3, :3] @ turns
     wrong[:, :3, 3] += rng.normal(size=(400, 3)) * 0.2
     errors = compare_paths(truth, wrong)
     assert errors.rotation_median == pytest.approx(0.1, rel=0.1)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline as one readable function: a frame goes in, an update of the map comes out.
 
-    frame -> SlidingWindow -> preprocess -> network -> reconstruct -> align -> MapUpdate
+    frame -> SlidingWindow -> preprocess -> network -> reconstruct -> align -> measure scale
+          -> MapUpdate
 
 The engine knows neither threads nor ROS. One thread at a time may call it.
 """
@@ -20,6 +21,7 @@ from vggt_ros.alignment import Alignment, PlacedWindow, align
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference import Network
+from vggt_ros.metric_scale import ScaleKeeper, ScaleSource
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch, FittedImage, preprocess
 from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
@@ -36,10 +38,19 @@ logger = logging.getLogger(__name__)
 class StreamingEngine:
     """The map so far, and what is kept of the frames in the window."""
 
-    def __init__(self, settings: Settings, network: Network) -> None:
+    def __init__(
+        self, settings: Settings, network: Network, scale_source: ScaleSource | None = None
+    ) -> None:
+        """
+        Begin an empty map.
+
+        :param scale_source: what knows metres, if `scale_source` asks for something.
+        :raises ValueError: if it asks for something that is not there.
+        """
         self._settings = settings
         self._network = network
         self._sliding = SlidingWindow(settings.window)
+        self._scale = ScaleKeeper(settings.scale, scale_source)
         self._width = settings.model.resolution or network.image_width
         self._fitted: dict[int, FittedImage] = {}
         self._placed: PlacedWindow | None = None
@@ -56,7 +67,8 @@ class StreamingEngine:
     @property
     def counts(self) -> dict[str, int]:
         """What happened so far: images by fate, windows, maps, failures."""
-        return dict(self._sliding.counts + self._events)
+        refused = Counter(refused_scales=self._scale.refused)
+        return dict(self._sliding.counts + self._events + refused)
 
     def reset(self, reason: str) -> None:
         """Forget the frames in the window; the next one starts a new map."""
@@ -141,15 +153,18 @@ class StreamingEngine:
         if not started_because and not alignment.trusted:
             started_because = alignment.note
             self._events['untrusted_alignments'] += 1
+        self._events['held_scales'] += alignment.scale_held
         if started_because:
             alignment = replace(alignment, map_from_window=Sim3())
             self._map_id += 1
             self._events['maps'] += 1
+            self._scale.start_map()
             logger.info('map %d starts: %s', self._map_id, started_because)
         is_new = tuple(number > self._newest_id for number in batch.ids)
         self._newest_id = batch.ids[-1]
         self._placed = PlacedWindow(batch.ids, reconstruction, alignment.map_from_window)
         self._restart_because = ''
+        metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
         return MapUpdate(
             map_id=self._map_id,
             map_started_because=started_because,
@@ -159,9 +174,7 @@ class StreamingEngine:
             is_new=is_new,
             reconstruction=reconstruction,
             alignment=alignment,
-            scale=1.0,
-            scale_source='none',
-            scale_valid=False,
+            metric=metric,
             model=self._network.name,
             model_trained=self._network.trained,
             seconds=seconds,

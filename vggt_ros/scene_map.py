@@ -2,8 +2,8 @@
 """What a window adds to the map: the same geometry, placed.
 
 The map frame is the optical frame of the map's first camera (z forward, x right, y down). Its
-unit is that of the network's first window; it is metres only where a scale source says so, and
-`scale_valid` says whether one does.
+unit is that of the network's first window; what `MapUpdate` gives out is multiplied by the metric
+scale, one factor for all, and is in metres where `metric.valid` says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 
 from vggt_ros.alignment import Alignment
 from vggt_ros.geometry.camera import unproject
+from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.metric_scale import MetricScale
 from vggt_ros.preprocess import Batch
 from vggt_ros.reconstruct import Reconstruction
 from vggt_ros.settings import CloudSettings
@@ -25,7 +27,7 @@ from vggt_ros.settings import CloudSettings
 class PointCloud:
     """Coloured points of one camera."""
 
-    xyz: npt.NDArray[np.float32]  # (N, 3), map frame, map unit
+    xyz: npt.NDArray[np.float32]  # (N, 3), map frame
     rgb: npt.NDArray[np.uint8]  # (N, 3)
     confidence: npt.NDArray[np.float32]  # (N,), 1 and more
 
@@ -42,22 +44,25 @@ class MapUpdate:
     is_new: tuple[bool, ...]  # S flags: this frame is in no update before
     reconstruction: Reconstruction
     alignment: Alignment
-    scale: float  # metres in one map unit, if scale_valid; else 1
-    scale_source: str  # 'none'
-    scale_valid: bool
+    metric: MetricScale
     model: str  # name of the network
     model_trained: bool  # False: random weights, the geometry means nothing
     seconds: dict[str, float]  # time of each step: preprocess, inference, reconstruct, align
     settings: CloudSettings
 
     @property
+    def world_from_window(self) -> Sim3:
+        """Where the window lies in what is given out: the map, metric if that is known."""
+        return Sim3(scale=self.metric.factor) @ self.alignment.map_from_window
+
+    @property
     def map_from_camera(self) -> npt.NDArray[np.float64]:
         """The cameras: (S, 4, 4), rigid, camera-to-map."""
-        return self.alignment.map_from_window.place(self.reconstruction.window_from_camera)
+        return self.world_from_window.place(self.reconstruction.window_from_camera)
 
     def depth(self, i: int) -> npt.NDArray[np.float32]:
-        """Depth of frame i along the optical axis: (H, W), map unit, NaN where not trusted."""
-        scale = np.float32(self.alignment.map_from_window.scale)
+        """Depth of frame i along the optical axis: (H, W), NaN where not trusted."""
+        scale = np.float32(self.world_from_window.scale)
         believed = self.reconstruction.confidence[i] >= self.settings.min_confidence
         return np.where(believed, scale * self.reconstruction.depth[i], np.float32(np.nan))
 
@@ -75,7 +80,7 @@ class MapUpdate:
         in_window = in_camera.reshape(-1, 3).numpy()[chosen]
         # float32 carries a cloud to 1e-7 of its size; only the transform is put together in 64
         map_from_camera = (
-            self.alignment.map_from_window.matrix() @ (self.reconstruction.window_from_camera[i])
+            self.world_from_window.matrix() @ self.reconstruction.window_from_camera[i]
         )
         rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
         xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)

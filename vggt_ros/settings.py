@@ -147,13 +147,60 @@ class AlignmentSettings:
 
     max_alignment_residual: float = setting(
         0.5,
-        'A window is joined to the map only if the depth of the shared frames agrees with the '
-        "map's to this median relative difference after alignment; else a new map starts.",
+        'A window is joined to the map only if the points of the shared frames lie no farther '
+        "from the map's than this, after alignment, as a median share of their depth; else a new "
+        'map starts.',
         low=0.0,
     )
 
     def __post_init__(self) -> None:
         check_range(self)
+
+
+@dataclass(frozen=True)
+class ScaleSettings:
+    """What makes the map's unit a metre."""
+
+    scale_source: str = setting(
+        'none',
+        'What tells how long a metre is. none: nothing, lengths are in a unit of the network; '
+        "fixed: scale_factor; tf: the camera's way in scale_frame, by /tf; odometry: the "
+        "camera's way by the topic odometry; depth: images of a depth sensor on the topic "
+        'sensor_depth, registered to the camera.',
+        choices=('none', 'fixed', 'tf', 'odometry', 'depth'),
+    )
+    scale_factor: float = setting(
+        1.0,
+        "Metres in one unit of the network, for scale_source 'fixed'.",
+        low=1e-6,
+        high=1e6,
+    )
+    min_scale: float = setting(
+        0.001, 'Measured scales below this are refused, metres in one unit.', low=1e-9
+    )
+    max_scale: float = setting(
+        1000.0, 'Measured scales above this are refused, metres in one unit.', low=1e-9
+    )
+    scale_windows: int = setting(
+        50,
+        'Windows whose measurements are kept; the scale is their median.',
+        low=1,
+        high=10000,
+    )
+    scale_min_travel: float = setting(
+        0.05,
+        'The way of the camera tells the scale where it is at least this long within a window, '
+        'metres.',
+        low=0.0,
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+        if self.min_scale >= self.max_scale:
+            raise ValueError(
+                f'min_scale is {self.min_scale}, expected less than max_scale, which is '
+                f'{self.max_scale}'
+            )
 
 
 @dataclass(frozen=True)
@@ -181,6 +228,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     window: WindowSettings = field(default_factory=WindowSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    scale: ScaleSettings = field(default_factory=ScaleSettings)
     cloud: CloudSettings = field(default_factory=CloudSettings)
 
     @classmethod
@@ -206,6 +254,7 @@ _GROUPS: dict[str, Any] = {
     'model': ModelSettings,
     'window': WindowSettings,
     'alignment': AlignmentSettings,
+    'scale': ScaleSettings,
     'cloud': CloudSettings,
 }
 

@@ -123,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument('--checkpoint', default='', help="weights; default: the node's own")
     parser.add_argument('--quiet', type=float, default=5.0, help='s without a message: the end')
-    parser.add_argument('--timeout', type=float, default=180.0, help='s for the run')
+    parser.add_argument('--timeout', type=float, default=600.0, help='s for the run')
     return parser.parse_args()
 
 

@@ -4,7 +4,8 @@ How far an estimated camera path is from the true one.
 
 Monocular geometry has a frame and a unit of its own, so the estimate is first fitted to the truth
 by one similarity transform over all camera centres (Umeyama, PAMI 13(4), 1991). What remains is
-the absolute trajectory error. Matching estimates with truths by stamp is the caller's part.
+the absolute trajectory error. Orientations are fitted by themselves: the centres of a straight
+path do not tell the roll about it. Matching estimates with truths by stamp is the caller's part.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggt_ros.geometry.rotation import rotation_angle
+from vggt_ros.geometry.rotation import nearest_rotation, rotation_angle
 from vggt_ros.geometry.sim3 import Sim3
 
 Array = npt.NDArray[np.float64]
@@ -29,6 +30,7 @@ class PathErrors:
     length: float  # of the true path, in its unit
     position_rms: float  # absolute trajectory error, in the truth's unit
     rotation_median: float  # rad, between the fitted and the true orientations
+    rotation_mean: float  # rad
 
     @property
     def position_percent(self) -> float:
@@ -69,11 +71,25 @@ def compare_paths(truth: Array, estimate: Array) -> PathErrors:
     truth_from_estimate = fit_sim3(truth[:, :3, 3], estimate[:, :3, 3])
     placed = truth_from_estimate.place(estimate)
     distance = np.linalg.norm(placed[:, :3, 3] - truth[:, :3, 3], axis=1)
-    turn = placed[:, :3, :3].transpose(0, 2, 1) @ truth[:, :3, :3]
-    angle = rotation_angle(torch.from_numpy(turn)).numpy()
+    angle = compare_orientations(truth, estimate)
     return PathErrors(
         truth_from_estimate,
         length=float(np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()),
         position_rms=float(np.sqrt(np.square(distance).mean())),
         rotation_median=float(np.median(angle)),
+        rotation_mean=float(np.mean(angle)),
     )
+
+
+def compare_orientations(truth: Array, estimate: Array) -> Array:
+    """
+    Measure how far each camera is turned from the truth, after one rotation fitted to all.
+
+    :param truth: (S, 4, 4) camera-to-world poses.
+    :param estimate: (S, 4, 4), of the same frames, in any frame and unit.
+    :returns: (S,) rad.
+    """
+    found, expected = (torch.from_numpy(poses[:, :3, :3]).double() for poses in (estimate, truth))
+    truth_from_estimate = nearest_rotation((expected @ found.transpose(1, 2)).sum(0))
+    angle: Array = rotation_angle((truth_from_estimate @ found).transpose(1, 2) @ expected).numpy()
+    return angle

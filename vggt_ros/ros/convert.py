@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ROS images become RGB arrays; camera_info becomes a calibration.
+ROS images become RGB arrays or depth in metres; camera_info becomes a calibration.
 
 Every encoding of `sensor_msgs/image_encodings` that carries colour, grey or Bayer data in 8 or 16
 bits, or YUV 4:2:2; rows of any `step`; either byte order; JPEG and PNG. Of 16-bit data the high
 byte is kept: the network sees 8 bits. Unnamed channels (8UC3, 16UC3, ...) are read as OpenCV's
-order, blue first. Depth images and 4:2:0 video are refused.
+order, blue first. As a picture, depth and 4:2:0 video are refused.
 
 cv_bridge does not decode here, although ROS provides it: built for numpy 1 it crashes a process
 that has numpy 2, it misreads rows whose step is no multiple of the pixel, and it fails on
@@ -74,6 +74,8 @@ ENCODINGS: dict[str, Encoding] = {
     'yuyv': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
     'yuv422_yuy2': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
 }
+# Type of a pixel and its unit in metres.
+_DEPTHS = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}
 _SMALLEST_BAYER = 2  # pixels; a side of less has no whole 2x2 pattern
 
 
@@ -84,9 +86,7 @@ def check_image(message: Any) -> Encoding:
     :param message: sensor_msgs/Image.
     :raises ImageError: if the image cannot be decoded.
     """
-    width, height, step = message.width, message.height, message.step
-    if width == 0 or height == 0:
-        raise ImageError('empty', f'the image is {width}x{height} pixels, expected at least 1x1')
+    width, height = message.width, message.height
     encoding = ENCODINGS.get(message.encoding)
     if encoding is None:
         raise ImageError(
@@ -94,7 +94,25 @@ def check_image(message: Any) -> Encoding:
             f"the image's encoding is '{message.encoding}', expected one of "
             f'{", ".join(ENCODINGS)}',
         )
-    row = width * encoding.channels * encoding.depth
+    _check_layout(message, encoding.channels * encoding.depth)
+    if encoding.channels == 2 and width % 2:
+        raise ImageError(
+            'odd_size',
+            f'a {message.encoding} image is {width} pixels wide, expected an even width',
+        )
+    if 'bayer' in message.encoding and min(width, height) < _SMALLEST_BAYER:
+        raise ImageError(
+            'odd_size', f'a Bayer image is {width}x{height} pixels, expected at least 2x2'
+        )
+    return encoding
+
+
+def _check_layout(message: Any, pixel: int) -> None:
+    """Check that pixels of so many bytes are all there."""
+    width, height, step = message.width, message.height, message.step
+    if width == 0 or height == 0:
+        raise ImageError('empty', f'the image is {width}x{height} pixels, expected at least 1x1')
+    row = width * pixel
     if step < row:
         raise ImageError(
             'short_row',
@@ -107,16 +125,6 @@ def check_image(message: Any) -> Encoding:
             f'the image has {len(message.data)} bytes, expected {step * height} '
             f'(step {step} times height {height})',
         )
-    if encoding.channels == 2 and width % 2:
-        raise ImageError(
-            'odd_size',
-            f'a {message.encoding} image is {width} pixels wide, expected an even width',
-        )
-    if 'bayer' in message.encoding and min(width, height) < _SMALLEST_BAYER:
-        raise ImageError(
-            'odd_size', f'a Bayer image is {width}x{height} pixels, expected at least 2x2'
-        )
-    return encoding
 
 
 def decode_image(message: Any) -> Pixels:
@@ -138,6 +146,34 @@ def decode_image(message: Any) -> Pixels:
         strides=(message.step, pixel, encoding.depth),
     )
     return np.ascontiguousarray(raw) if encoding.to_rgb is None else _to_rgb(raw, encoding.to_rgb)
+
+
+def decode_depth(message: Any) -> npt.NDArray[np.float32]:
+    """
+    Turn a depth image into metres (REP-118: 16UC1 in mm, 32FC1 in m).
+
+    :param message: sensor_msgs/Image.
+    :returns: (H, W), NaN where nothing was measured (0, negative or not finite).
+    :raises ImageError: if the image is no such depth.
+    """
+    if message.encoding not in _DEPTHS:
+        raise ImageError(
+            'unknown_encoding',
+            f"the depth image's encoding is '{message.encoding}', expected one of "
+            f'{", ".join(_DEPTHS)}',
+        )
+    kind, unit = _DEPTHS[message.encoding]
+    dtype = np.dtype(kind).newbyteorder('>' if message.is_bigendian else '<')
+    _check_layout(message, dtype.itemsize)
+    stored: npt.NDArray[Any] = np.ndarray(
+        (message.height, message.width),
+        dtype,
+        memoryview(message.data),
+        strides=(message.step, dtype.itemsize),
+    )
+    depth = stored.astype(np.float32) * np.float32(unit)
+    depth[~((depth > 0) & np.isfinite(depth))] = np.nan
+    return depth
 
 
 def decode_compressed(message: Any) -> Pixels:

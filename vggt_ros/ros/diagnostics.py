@@ -110,8 +110,11 @@ class Diagnostics:
             warnings.append(f'{publishers} publishers of images, expected one')
         if not self._network.trained:
             warnings.append('the network is untrained: the geometry means nothing')
-        if output and not output.update.scale_valid:
+        if output and not output.update.metric.valid:
             warnings.append('the scale is unknown: lengths are not metres')
+        if output and output.update.metric.age > _SILENCE:
+            age = output.update.metric.age
+            warnings.append(f'the scale is held: nothing has measured it for {age:.0f} s')
         if warnings:
             return DiagnosticStatus.WARN, '; '.join(warnings)
         return DiagnosticStatus.OK, 'mapping' if output else 'waiting for the first window'
@@ -134,10 +137,13 @@ def _describe_output(output: Output | None) -> dict[str, object]:
     return {
         'map_id': update.map_id,
         'map_started_because': update.map_started_because,
-        'scale': update.scale,
-        'scale_source': update.scale_source,
-        'scale_valid': update.scale_valid,
+        'scale': update.metric.factor,
+        'scale_source': update.metric.source,
+        'scale_valid': update.metric.valid,
+        'scale_spread': update.metric.spread,
+        'scale_age_seconds': update.metric.age,
         'alignment_residual': update.alignment.residual,
+        'alignment_parallax': update.alignment.parallax,
         'latency_seconds': output.latency,
         'output_age_seconds': time.monotonic() - output.published,
         **{f'{step}_seconds': seconds for step, seconds in update.seconds.items()},

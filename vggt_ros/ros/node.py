@@ -40,6 +40,7 @@ from vggt_ros.ros.log import RosLogHandler
 from vggt_ros.ros.parameters import NodeSettings, Parameters
 from vggt_ros.ros.pipeline import Pipeline
 from vggt_ros.ros.publish import MapPublishers
+from vggt_ros.ros.scale_inputs import ScaleInputs
 from vggt_ros.settings import ModelSettings, Settings
 
 _POLL = 0.05  # seconds until a signal is noticed
@@ -87,6 +88,7 @@ class VggtNode(LifecycleNode):
         self._node_settings = NodeSettings()
         self._network: Network | None = None
         self._engine: StreamingEngine | None = None
+        self._scale_inputs: ScaleInputs | None = None
         self._map_publishers: MapPublishers | None = None
         self._pipeline: Pipeline | None = None
         self._counts: Counter[str] = Counter()
@@ -101,7 +103,8 @@ class VggtNode(LifecycleNode):
             self.get_logger().error(f'cannot be configured: {error}')
             self._free()
             return FAILURE
-        self._engine = StreamingEngine(self._settings, self._network)
+        self._scale_inputs = ScaleInputs(self._settings.scale, self._node_settings)
+        self._engine = StreamingEngine(self._settings, self._network, self._scale_inputs.source())
         self._map_publishers = MapPublishers(self, self._node_settings)
         self._counts = Counter()
         self._declared.locked = True
@@ -117,6 +120,7 @@ class VggtNode(LifecycleNode):
             self._network,
             self._engine,
             self._map_publishers,
+            self._scale_inputs,
             self._counts,
         )
         return SUCCESS
@@ -178,7 +182,7 @@ class VggtNode(LifecycleNode):
             self._pipeline = None
 
     def _free(self) -> None:
-        self._network = self._engine = None
+        self._network = self._engine = self._scale_inputs = None
         if self._map_publishers is not None:
             self._map_publishers.destroy()
             self._map_publishers = None

@@ -53,6 +53,10 @@ class NodeSettings:
         'in YAML and on the command line, where off alone means false).',
         choices=('cameras', 'newest', 'off'),
     )
+    scale_frame: str = setting(
+        'odom',
+        "Fixed frame in which /tf tells the camera's way, for scale_source 'tf'.",
+    )
     image_transport: str = setting(
         'raw',
         'raw: sensor_msgs/Image on image_raw; compressed: sensor_msgs/CompressedImage (JPEG or '
@@ -88,7 +92,7 @@ class NodeSettings:
 
     def __post_init__(self) -> None:
         check_range(self)
-        for name in ('world_frame', 'camera_frame_prefix'):
+        for name in ('world_frame', 'camera_frame_prefix', 'scale_frame'):
             value = getattr(self, name)
             if not value or value.startswith('/'):
                 raise ValueError(f"{name} is '{value}', expected a name without a leading slash")

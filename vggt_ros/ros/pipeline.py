@@ -20,6 +20,7 @@ from vggt_ros.ros.intake import ImageIntake
 from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import MapPublishers
+from vggt_ros.ros.scale_inputs import ScaleInputs
 from vggt_ros.ros.transforms import CameraTransforms
 from vggt_ros.ros.worker import InferenceWorker, ReceivedImage
 from vggt_ros.scene_map import MapUpdate
@@ -38,6 +39,7 @@ class Pipeline:
         network: Network,
         engine: StreamingEngine,
         publishers: MapPublishers,
+        scale_inputs: ScaleInputs,
         counts: Counter[str],
     ) -> None:
         """
@@ -56,6 +58,8 @@ class Pipeline:
             engine, self._decode, self._publish, window_stride, counts, self._complain
         )
         self._worker.start()
+        self._scale_inputs = scale_inputs
+        scale_inputs.start(node, self._complain_of_scale)
         self._intake = ImageIntake(node, settings, self._worker.offer, counts, self._complain)
         self._timer = node.create_timer(settings.diagnostics_period, self._report)
         self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
@@ -63,6 +67,7 @@ class Pipeline:
     def stop(self) -> None:
         """End everything, after the window that is being computed."""
         self._intake.destroy()
+        self._scale_inputs.stop()
         self._node.destroy_timer(self._timer)
         self._node.destroy_service(self._reset)
         self._worker.stop()
@@ -88,6 +93,10 @@ class Pipeline:
 
     def _complain(self, kind: str, sentence: str) -> None:
         self._diagnostics.note_error(sentence)
+        self._log.warn(kind, sentence)
+
+    def _complain_of_scale(self, kind: str, sentence: str) -> None:
+        self._counts[kind] += 1
         self._log.warn(kind, sentence)
 
     def _report(self) -> None:

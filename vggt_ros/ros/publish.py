@@ -68,6 +68,7 @@ class MapPublishers:
             topic: node.create_publisher(kind, topic, qos) for topic, kind in TOPICS.items()
         }
         self._path: deque[PoseStamped] = deque(maxlen=settings.max_path)
+        self._path_factor = 1.0  # metres in one map unit, as the poses of the path have it
 
     def publish(self, update: MapUpdate, arrived: float) -> list[Pose]:
         """
@@ -115,6 +116,7 @@ class MapPublishers:
             publisher.publish(PoseArray(header=header, poses=poses))
         if update.map_started_because:
             self._path.clear()
+        self._rescale_path(update.metric.factor)
         self._path.extend(
             PoseStamped(header=make_header(world_frame, frame.stamp_ns), pose=pose)
             for frame, pose, is_new in zip(frames, poses, update.is_new)
@@ -125,6 +127,15 @@ class MapPublishers:
         if publisher := self._heard('~/window'):
             seconds = time.monotonic() - arrived
             publisher.publish(make_window_report(update, world_frame, poses, seconds))
+
+    def _rescale_path(self, factor: float) -> None:
+        """Bring the poses that are there to what a metre is known to be now."""
+        if factor != self._path_factor:
+            for pose in self._path:
+                for axis in 'xyz':
+                    value = getattr(pose.pose.position, axis)
+                    setattr(pose.pose.position, axis, value * factor / self._path_factor)
+            self._path_factor = factor
 
     def _heard(self, topic: str) -> Any:
         """Return the topic's publisher if somebody listens, else None."""

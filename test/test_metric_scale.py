@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metres from TF, odometry and depth: found, held, refused, and applied to everything alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_network import Errors, FakeNetwork, World, true_cameras, true_depth
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
+from vggt_ros.metric_scale import DepthScale, MotionScale, ScaleSource
+from vggt_ros.scene_map import MapUpdate
+from vggt_ros.settings import Settings
+
+FRAMES = 120
+STEP_NS = 100_000_000
+HEIGHT, WIDTH = 48, 64  # of the camera's images
+SILENT = (5.0, 10.0)  # s during which nothing measures
+NOISE = Errors(depth=0.01, rotation=0.005, translation=0.01)
+
+
+def silent(stamp: float) -> bool:
+    return SILENT[0] <= stamp < SILENT[1]
+
+
+class Positions:
+    """Where the camera was; every tenth position is a metre off, and there is a silence."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __call__(self, stamps: np.ndarray, camera_frame: str) -> np.ndarray:
+        assert camera_frame == 'camera'
+        positions = true_cameras([round(stamp * 1e9) for stamp in stamps])[:, :3, 3]
+        off = self.random.random(len(stamps)) < 0.1
+        positions[off] += self.random.normal(size=(int(off.sum()), 3))
+        positions[[silent(stamp) for stamp in stamps]] = np.nan
+        return positions
+
+
+class Depths:
+    """A sensor of twice the resolution; a tenth of its pixels is wrong, a tenth unknown."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __call__(self, stamp_ns: int) -> np.ndarray | None:
+        if silent(stamp_ns * 1e-9):
+            return None
+        depth = true_depth(stamp_ns, 2 * HEIGHT, 2 * WIDTH).astype(np.float32)
+        chance = self.random.random(depth.shape)
+        depth[chance < 0.1] *= 3
+        depth[chance > 0.9] = np.nan
+        return depth
+
+
+def engine(source: ScaleSource | None, **values: object) -> StreamingEngine:
+    flat = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, **values}
+    return StreamingEngine(Settings.from_flat(flat), FakeNetwork(errors=NOISE), source)
+
+
+def run(streaming: StreamingEngine, numbers: range = range(FRAMES)) -> list[MapUpdate]:
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    added = [streaming.add(Frame(picture, i * STEP_NS, 'camera')) for i in numbers]
+    return [update for update in added if update is not None]
+
+
+def error(update: MapUpdate) -> float:
+    """Say how far published depth is from metres, relative."""
+    newest = update.batch.frames[-1].stamp_ns
+    truth = true_depth(newest, *update.batch.images.shape[-2:])
+    return float(np.nanmedian(update.depth(-1) / truth) - 1)
+
+
+SOURCES = {
+    'tf': lambda: MotionScale(Positions(), 0.05),
+    'odometry': lambda: MotionScale(Positions(), 0.05),
+    'depth': lambda: DepthScale(Depths()),
+}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_the_scale_is_found_despite_outliers_and_held_through_a_silence(name: str) -> None:
+    updates = run(engine(SOURCES[name](), scale_source=name))
+    assert {update.map_id for update in updates} == {0}
+    assert all(update.metric.valid and update.metric.source == name for update in updates)
+    for update in updates[2:]:
+        assert abs(error(update)) < 0.02, update.window_id
+    metric = {update.batch.frames[-1].stamp_ns * 1e-9: update.metric for update in updates}
+    assert metric[4.7].age == 0 and metric[11.9].age == 0
+    # Windows whose first frames were measured still may be: their other half is not.
+    silence = [m for stamp, m in metric.items() if SILENT[0] + 0.8 <= stamp < SILENT[1]]
+    ages = [each.age for each in silence]
+    assert max(ages) > 3 and ages == sorted(ages)
+    held = {each.factor for each in silence}
+    assert len(held) == 1
+    assert 0 < updates[-1].metric.spread < 0.05
+
+
+def test_one_factor_multiplies_cameras_depth_and_points() -> None:
+    update = run(engine(None, scale_source='fixed', scale_factor=3.0), range(8))[0]
+    plain = run(engine(None), range(8))[0]
+    assert update.metric.valid and not plain.metric.valid
+    np.testing.assert_allclose(
+        update.map_from_camera[:, :3, 3], 3 * plain.map_from_camera[:, :3, 3]
+    )
+    np.testing.assert_array_equal(
+        update.map_from_camera[:, :3, :3], plain.map_from_camera[:, :3, :3]
+    )
+    np.testing.assert_allclose(update.depth(3), 3 * plain.depth(3), rtol=1e-6)
+    np.testing.assert_allclose(update.points(3).xyz, 3 * plain.points(3).xyz, atol=1e-5)
+
+
+def test_a_new_map_is_measured_anew() -> None:
+    streaming = engine(MotionScale(Positions(), 0.05), scale_source='tf')
+    before = run(streaming, range(40))
+    streaming.reset('a test')
+    after = run(streaming, range(110, 150))
+    assert before[-1].map_id == 0 and after[0].map_id == 1
+    assert before[-1].metric.factor != after[0].metric.factor
+    for update in (before[-1], after[-1]):
+        assert abs(error(update)) < 0.02
+
+
+def test_a_standing_camera_tells_no_scale() -> None:
+    world = World(
+        np.array([4.0, 3.0, 5.0]), lambda stamps: np.tile(true_cameras([0]), (len(stamps), 1, 1))
+    )
+    settings = Settings.from_flat(
+        {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'scale_source': 'tf'}
+    )
+    still = MotionScale(
+        lambda stamps, _frame: (
+            world.cameras([round(s * 1e9) for s in stamps])[:, :3, 3]
+            + 0.001 * np.random.default_rng(1).normal(size=(len(stamps), 3))
+        ),
+        0.05,
+    )
+    streaming = StreamingEngine(settings, FakeNetwork(world=world, errors=NOISE), still)
+    updates = run(streaming, range(16))
+    assert updates and not any(update.metric.valid for update in updates)
+    assert all(np.isnan(update.metric.age) for update in updates)
+
+
+def test_implausible_scales_are_refused_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    streaming = engine(
+        MotionScale(Positions(), 0.05), scale_source='odometry', min_scale=100.0, max_scale=200.0
+    )
+    updates = run(streaming, range(40))
+    assert not any(update.metric.valid for update in updates)
+    assert streaming.counts['refused_scales'] == len(updates)
+    assert caplog.text.count('is refused (odometry): expected 100 to 200') == 1
+
+
+def test_depth_of_another_shape_is_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def narrow(stamp_ns: int) -> np.ndarray:
+        return true_depth(stamp_ns, HEIGHT, HEIGHT).astype(np.float32)
+
+    updates = run(engine(DepthScale(narrow), scale_source='depth'), range(16))
+    assert not any(update.metric.valid for update in updates)
+    assert caplog.text.count('expected depth registered to the camera') == 1
+
+
+def test_a_source_that_is_missing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="scale_source is 'tf', but nothing provides it"):
+        engine(None, scale_source='tf')

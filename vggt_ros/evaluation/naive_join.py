@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Windows joined by their camera centres alone, as a baseline for `alignment`.
+
+Peers do this: the similarity that brings the centres of the shared cameras together (Umeyama, PAMI
+13(4), 1991). Where the shared centres lie on a line, the roll about it is whatever noise makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vggt_ros.alignment import Array
+from vggt_ros.evaluation.trajectory import fit_sim3
+from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.reconstruct import Reconstruction
+
+
+def join_by_centres(windows: Sequence[tuple[Sequence[int], Reconstruction]]) -> dict[int, Array]:
+    """
+    Chain windows.
+
+    :param windows: frame numbers and geometry; each shares at least three with the one before.
+    :returns: map_from_camera (4, 4) of each frame, from the first window that has it.
+    :raises ValueError: if shared centres do not determine a similarity at all.
+    """
+    poses: dict[int, Array] = {}
+    before: dict[int, Array] = {}
+    for ids, reconstruction in windows:
+        map_from_window = Sim3()
+        if before:
+            here = [i for i, number in enumerate(ids) if number in before]
+            there = np.stack([before[ids[i]][:3, 3] for i in here])
+            map_from_window = fit_sim3(there, reconstruction.window_from_camera[here, :3, 3])
+        placed = map_from_window.place(reconstruction.window_from_camera)
+        before = dict(zip(ids, placed, strict=True))
+        poses = {**before, **poses}
+    return poses

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where the node hears how long a metre is: /tf, odometry or a depth sensor.
+
+The callbacks run in the executor and only remember; the worker's thread asks, once per window.
+What cannot be used is said once in a while and counted, and the images go on without it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nav_msgs.msg import Odometry
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
+
+from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.transform_tree import TransformTree
+from vggt_ros.metric_scale import DepthScale, MotionScale, ScaleSource
+from vggt_ros.ros.convert import ImageError, decode_depth
+from vggt_ros.ros.messages import ns_from_time
+from vggt_ros.ros.parameters import NodeSettings
+from vggt_ros.ros.publish import make_qos
+from vggt_ros.settings import ScaleSettings
+
+_LARGEST_GAP = 0.5  # s between two poses that may be bridged
+_MEMORY = 60.0  # s of poses: a window on a slow device takes that long
+_DEPTH_IMAGES = 60  # kept undecoded: 2 s of a camera, 70 MB of 640x480 floats
+_SAME_MOMENT_NS = 20_000_000  # between an image and the depth that belongs to it
+
+Complain = Callable[[str, str], None]
+
+
+class ScaleInputs:
+    """The subscriptions that `scale_source` needs, and what came by them."""
+
+    def __init__(self, settings: ScaleSettings, node_settings: NodeSettings) -> None:
+        """Prepare; nothing is subscribed yet."""
+        self._kind = settings.scale_source
+        self._smallest_travel = settings.scale_min_travel
+        self._fixed_frame = node_settings.scale_frame
+        self._depth_qos = make_qos('best_effort', node_settings.image_depth)
+        self._complain: Complain = lambda _kind, _sentence: None
+        self._tf = TransformTree(_LARGEST_GAP, beyond=0.0, memory=_MEMORY)
+        self._odometry = TransformTree(_LARGEST_GAP, beyond=0.0, memory=_MEMORY)
+        self._odometry_frames: tuple[str, str] | None = None  # fixed frame and the robot's
+        self._depth: deque[tuple[int, Any]] = deque(maxlen=_DEPTH_IMAGES)
+        self._node: Any = None
+        self._subscriptions: list[Any] = []
+
+    def source(self) -> ScaleSource | None:
+        """Make what the engine asks; None if it needs nothing from outside."""
+        if self._kind == 'tf':
+            return MotionScale(self._positions_by_tf, self._smallest_travel)
+        if self._kind == 'odometry':
+            return MotionScale(self._positions_by_odometry, self._smallest_travel)
+        return DepthScale(self._depth_at) if self._kind == 'depth' else None
+
+    def start(self, node: Any, complain: Complain) -> None:
+        """
+        Subscribe.
+
+        :param complain: takes the kind of a fault and a sentence about it; counts it.
+        """
+        self._node, self._complain = node, complain
+        if self._kind in ('tf', 'odometry'):
+            kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._subscribe(TFMessage, '/tf', self._take_moving, QoSProfile(depth=100))
+            self._subscribe(TFMessage, '/tf_static', self._take_static, kept)
+        if self._kind == 'odometry':
+            self._subscribe(
+                Odometry, 'odometry', self._take_odometry, make_qos('best_effort', 100)
+            )
+        if self._kind == 'depth':
+            self._subscribe(Image, 'sensor_depth', self._take_depth, self._depth_qos)
+
+    def stop(self) -> None:
+        """Take the subscriptions off the graph; what came is kept."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _subscribe(self, kind: Any, topic: str, take: Callable[[Any], None], qos: Any) -> None:
+        self._subscriptions.append(self._node.create_subscription(kind, topic, take, qos))
+
+    def _take_moving(self, message: Any) -> None:
+        self._take_transforms(message, static=False)
+
+    def _take_static(self, message: Any) -> None:
+        self._take_transforms(message, static=True)
+
+    def _take_transforms(self, message: Any, static: bool) -> None:
+        for each in message.transforms:
+            pose = _seven(each.transform.translation, each.transform.rotation)
+            stamp = ns_from_time(each.header.stamp) * 1e-9
+            self._tf.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
+
+    def _take_odometry(self, message: Any) -> None:
+        fixed, moving = message.header.frame_id, message.child_frame_id
+        if not moving or moving == fixed:
+            self._complain(
+                'odometry_frames',
+                f"odometry says that '{moving}' moves in '{fixed}'; expected the robot's frame "
+                'as child_frame_id: it is left out of account',
+            )
+            return
+        self._odometry_frames = fixed, moving
+        stamp = ns_from_time(message.header.stamp) * 1e-9
+        pose = _seven(message.pose.pose.position, message.pose.pose.orientation)
+        self._odometry.add(fixed, moving, stamp, pose)
+
+    def _take_depth(self, message: Any) -> None:
+        self._depth.append((ns_from_time(message.header.stamp), message))
+
+    def _positions_by_tf(self, stamps: Array, camera_frame: str) -> Array:
+        try:
+            poses = self._tf.look_up(self._fixed_frame, camera_frame, stamps)
+        except ValueError as error:
+            return self._know_nothing('scale_tf', f'no scale by /tf: {error}', stamps)
+        if np.isnan(poses).all():
+            sentence = (
+                f"no scale by /tf: it says where '{camera_frame}' is in '{self._fixed_frame}', "
+                'but not at the times of the images'
+            )
+            return self._know_nothing('scale_tf', sentence, stamps)
+        return poses[:, :3, 3]
+
+    def _positions_by_odometry(self, stamps: Array, camera_frame: str) -> Array:
+        if self._odometry_frames is None:
+            return self._know_nothing('scale_odometry', 'no odometry has come', stamps)
+        fixed, moving = self._odometry_frames
+        try:
+            robot_from_camera = self._tf.look_up(moving, camera_frame, stamps)
+        except ValueError as error:
+            sentence = f"no scale by odometry of '{moving}': {error}; expected it on /tf_static"
+            return self._know_nothing('scale_odometry', sentence, stamps)
+        poses = self._odometry.look_up(fixed, moving, stamps) @ robot_from_camera
+        if np.isnan(poses).all():
+            sentence = 'no scale by odometry: none came for the times of the images'
+            return self._know_nothing('scale_odometry', sentence, stamps)
+        return poses[:, :3, 3]
+
+    def _know_nothing(self, kind: str, sentence: str, stamps: Array) -> Array:
+        self._complain(kind, sentence)
+        return np.full((len(stamps), 3), np.nan)
+
+    def _depth_at(self, stamp_ns: int) -> npt.NDArray[np.float32] | None:
+        there = list(self._depth)  # the executor's thread may add meanwhile
+        if not there:
+            self._complain('scale_depth', 'no scale by depth: no depth image has come')
+            return None
+        nearest_ns, message = min(there, key=lambda pair: abs(pair[0] - stamp_ns))
+        if abs(nearest_ns - stamp_ns) > _SAME_MOMENT_NS:
+            self._complain(
+                'scale_depth',
+                f'no depth image belongs to an image: the nearest is '
+                f'{abs(nearest_ns - stamp_ns) * 1e-9:.3f} s away',
+            )
+            return None
+        try:
+            return decode_depth(message)
+        except ImageError as error:
+            self._complain('scale_depth', f'a depth image is left out of account: {error}')
+            return None
+
+
+def _seven(position: Any, orientation: Any) -> list[float]:
+    return [
+        *(getattr(position, axis) for axis in 'xyz'),
+        *(getattr(orientation, axis) for axis in 'xyzw'),
+    ]
