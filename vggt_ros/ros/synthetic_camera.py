@@ -179,6 +179,9 @@ def _as_bytes(image: np.ndarray) -> array.array[int]:
 
 def main() -> None:
     """Render, wait, play, end."""
+    # The node wants the other cores; on a full machine, threads that wait for each other take
+    # longer than one.
+    torch.set_num_threads(1)
     rclpy.init()
     try:
         camera = SyntheticCamera()
