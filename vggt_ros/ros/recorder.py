@@ -209,7 +209,7 @@ def report(recorder: Recorder, output: Path) -> None:
     estimate = np.stack([cameras[when] for when in times])
     errors, note = _compare(recording, times, estimate)
     if not newest.model_trained:
-        note += ' (meaningless: the network is untrained)'
+        note += '\n(meaningless: the network is untrained)'
     moved = Z_UP_FROM_OPTICAL if errors is None else errors.truth_from_estimate
     points, colours = _join_clouds(recording, map_id)
     image, depth = recording.pair
