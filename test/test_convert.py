@@ -170,6 +170,22 @@ def test_calibration_is_read_and_an_uncalibrated_camera_has_none():
     assert (calibration.width, calibration.height) == (16, 12)
 
 
+@pytest.mark.parametrize(
+    ('model', 'd', 'sentence'),
+    [
+        ('plumb_bob', [0.1, 0.2], 'plumb_bob has 2 distortion coefficients, expected 4 or 5'),
+        ('equidistant', [], 'equidistant has 0 distortion coefficients, expected 4'),
+        ('double_sphere', [0.1], "the distortion model is 'double_sphere', expected one of plumb"),
+        ('plumb_bob', [0.1, np.nan, 0, 0, 0], 'expected finite numbers'),
+    ],
+)
+def test_calibrations_that_cannot_be_used_are_refused(model, d, sentence):
+    message = CameraInfo(width=16, height=12, distortion_model=model, d=d)
+    message.k = [10.0, 0.0, 8.0, 0.0, 11.0, 6.0, 0.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match=sentence):
+        read_calibration(message)
+
+
 CV_BRIDGE_WORKS = """
 import numpy
 from cv_bridge import CvBridge

@@ -10,6 +10,7 @@ The engine knows neither threads nor ROS. One thread at a time may call it.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +22,12 @@ from vggt_ros.alignment import Alignment, PlacedWindow, align
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference import Network
+from vggt_ros.intrinsics import IntrinsicsKeeper
 from vggt_ros.metric_scale import ScaleKeeper, ScaleSource
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch, FittedImage, preprocess
 from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
+from vggt_ros.rectify import PinholeImage, Rectifier, take_as_rectified
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 from vggt_ros.window import SlidingWindow, Window
@@ -52,7 +55,14 @@ class StreamingEngine:
         self._sliding = SlidingWindow(settings.window)
         self._scale = ScaleKeeper(settings.scale, scale_source)
         self._width = settings.model.resolution or network.image_width
-        self._fitted: dict[int, FittedImage] = {}
+        camera = settings.camera
+        self._as_pinhole = (
+            Rectifier(math.radians(camera.rectified_field_of_view)).rectify
+            if camera.rectify
+            else take_as_rectified
+        )
+        self._intrinsics = IntrinsicsKeeper(camera)
+        self._fitted: dict[int, tuple[PinholeImage, FittedImage]] = {}
         self._placed: PlacedWindow | None = None
         self._map_id = -1
         self._restart_because = ''  # a new map that a rejected window should have started
@@ -67,8 +77,11 @@ class StreamingEngine:
     @property
     def counts(self) -> dict[str, int]:
         """What happened so far: images by fate, windows, maps, failures."""
-        refused = Counter(refused_scales=self._scale.refused)
-        return dict(self._sliding.counts + self._events + refused)
+        told = Counter(
+            refused_scales=self._scale.refused,
+            focal_length_disagreements=self._intrinsics.disagreements,
+        )
+        return dict(self._sliding.counts + self._events + told)
 
     def reset(self, reason: str) -> None:
         """Forget the frames in the window; the next one starts a new map."""
@@ -91,12 +104,16 @@ class StreamingEngine:
         if window.starts_map:
             self._placed = None
         stopwatch = _Stopwatch()
-        batch = preprocess(window, self._width, self._settings.model.fit, self._fitted)
+        batch = preprocess(
+            window, self._width, self._settings.model.fit, self._as_pinhole, self._fitted
+        )
         stopwatch.lap('preprocess')
         batch, prediction = self._predict(batch)
         stopwatch.lap('inference')
         try:
             reconstruction = reconstruct(prediction, batch)
+            intrinsics = self._intrinsics.choose(reconstruction.intrinsics, batch)
+            reconstruction = replace(reconstruction, intrinsics=intrinsics)
         except PredictionError:
             self._events['rejected_windows'] += 1
             self._restart_because = self._restart_because or window.starts_map

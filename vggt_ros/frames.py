@@ -7,10 +7,13 @@ number of its own: `SlidingWindow` numbers the frames that it accepts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+# Coefficients that a distortion model may have; none at all: there is no distortion.
+COEFFICIENTS = {'plumb_bob': (4, 5), 'rational_polynomial': (8, 12, 14), 'equidistant': (4,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,37 @@ class Calibration:
     distortion_model: str  # 'plumb_bob', 'rational_polynomial', 'equidistant' or ''
     K: npt.NDArray[np.float64]  # (3, 3), pixels; pixel centres at integer coordinates
     D: npt.NDArray[np.float64]  # (n,), coefficients in the order of the model
+    # (3, 4), the camera matrix of the rectified image in its first three columns; all 0: unknown
+    P: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 4)))
 
     def __post_init__(self) -> None:
-        if self.K.shape != (3, 3):
-            raise ValueError(f'the camera matrix has shape {self.K.shape}, expected (3, 3)')
+        if self.K.shape != (3, 3) or self.P.shape != (3, 4):
+            raise ValueError(
+                f'the camera matrices have shapes {self.K.shape} and {self.P.shape}, expected '
+                '(3, 3) and (3, 4)'
+            )
+        if not (np.isfinite(self.K).all() and self.K[0, 0] > 0 and self.K[1, 1] > 0):
+            raise ValueError(
+                f'the focal lengths are {self.K[0, 0]:g} and {self.K[1, 1]:g}, expected pixels '
+                'greater than 0'
+            )
+        if not np.isfinite(self.D).all():
+            raise ValueError(f'the distortion coefficients are {self.D}, expected finite numbers')
+        if not np.any(self.D) and self.distortion_model not in COEFFICIENTS:
+            return
+        if self.distortion_model not in COEFFICIENTS:
+            raise ValueError(
+                f'the distortion model is {self.distortion_model!r}, expected one of '
+                f'{", ".join(COEFFICIENTS)}'
+            )
+        wanted = COEFFICIENTS[self.distortion_model]
+        if len(self.D) not in (*wanted, 0) or (self.distortion_model == 'equidistant') > len(
+            self.D
+        ):
+            raise ValueError(
+                f'{self.distortion_model} has {len(self.D)} distortion coefficients, expected '
+                f'{" or ".join(map(str, wanted))}'
+            )
 
 
 @dataclass(frozen=True, slots=True)

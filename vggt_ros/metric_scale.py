@@ -131,7 +131,12 @@ class DepthScale:
             step = max(round((height * width / _PIXELS_PER_FRAME) ** 0.5), 1)
             rows, columns = np.mgrid[0:height:step, 0:width:step]
             metres = sample_source(
-                measured, frame.image.shape[:2], batch.source_from_network[i], rows, columns
+                measured,
+                frame.image.shape[:2],
+                batch.source_from_network[i],
+                rows,
+                columns,
+                batch.sources[i].place,
             )
             confidence = reconstruction.confidence[i, ::step, ::step]
             used = (metres > 0) & (confidence >= np.median(confidence))  # NaN compares false

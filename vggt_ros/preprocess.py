@@ -8,7 +8,7 @@ network normalises them itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vggt_ros.frames import Frame
+from vggt_ros.rectify import PinholeImage
 from vggt_ros.settings import PATCH_SIZE
 from vggt_ros.window import Window
 
@@ -41,7 +42,9 @@ class Batch:
 
     images: Tensor  # (S, 3, H, W), RGB in [0, 1], on the CPU; H and W multiples of 14
     pixels: tuple[Pixels, ...]  # S images (H, W, 3), the same before the conversion to float
-    source_from_network: Affine  # (S, 3, 3): pixel of the network's image to pixel of the source
+    # (S, 3, 3): pixel of the network's image to pixel of the source, rectified if it was
+    source_from_network: Affine
+    sources: tuple[PinholeImage, ...]  # S images of the camera's size, as pinhole cameras
     frames: tuple[Frame, ...]  # S frames
     ids: tuple[int, ...]  # S frame numbers
     window_id: int
@@ -52,32 +55,64 @@ class Batch:
             images=self.images[list(chosen)],
             pixels=tuple(self.pixels[i] for i in chosen),
             source_from_network=self.source_from_network[list(chosen)],
+            sources=tuple(self.sources[i] for i in chosen),
             frames=tuple(self.frames[i] for i in chosen),
             ids=tuple(self.ids[i] for i in chosen),
             window_id=self.window_id,
         )
 
+    def known_intrinsics(self, i: int) -> Affine | None:
+        """Give the calibrated camera matrix (3, 3) of the network's image i, if there is one."""
+        intrinsics = self.sources[i].intrinsics
+        if intrinsics is None:
+            return None
+        # pixel centres: the network's convention has the middle of the image at W/2, H/2
+        found: Affine = np.linalg.inv(self.source_from_network[i]) @ intrinsics
+        return found
 
-def preprocess(window: Window, width: int, fit: str, fitted: dict[int, FittedImage]) -> Batch:
+    def seen(self, i: int) -> npt.NDArray[np.bool_] | None:
+        """Say which pixels (H, W) of the network's image i the lens saw; None: all of them."""
+        seen = self.sources[i].seen
+        if seen is None:
+            return None
+        rows, columns = np.indices(self.pixels[i].shape[:2])
+        back = self.source_from_network[i]
+        return sample_source(seen.astype(np.float32), seen.shape, back, rows, columns) > 0
+
+
+def preprocess(
+    window: Window,
+    width: int,
+    fit: str,
+    as_pinhole: Callable[[Frame], PinholeImage],
+    fitted: dict[int, tuple[PinholeImage, FittedImage]],
+) -> Batch:
     """
     Fit the frames of a window to the network.
 
     :param width: of the network's image, pixels, a multiple of 14.
     :param fit: 'crop', 'pad' or 'square', see `fit_image`.
-    :param fitted: images fitted before, by frame number; updated to those of this window, so
+    :param as_pinhole: brings an image to a camera without distortion.
+    :param fitted: images prepared before, by frame number; updated to those of this window, so
         that a frame is resized once however many windows it is part of.
     """
+
+    def prepare(frame: Frame) -> tuple[PinholeImage, FittedImage]:
+        source = as_pinhole(frame)
+        return source, fit_image(source.pixels, width, fit)
+
     kept = {
-        number: fitted.get(number) or fit_image(frame.image, width, fit)
+        number: fitted.get(number) or prepare(frame)
         for number, frame in zip(window.ids, window.frames)
     }
     fitted.clear()
     fitted.update(kept)
-    images = unify_sizes(list(kept.values()))
+    images = unify_sizes([image for _, image in kept.values()])
     return Batch(
         images=stack_images([image.pixels for image in images]),
         pixels=tuple(image.pixels for image in images),
         source_from_network=np.stack([image.source_from_network for image in images]),
+        sources=tuple(source for source, _ in kept.values()),
         frames=window.frames,
         ids=window.ids,
         window_id=window.window_id,
@@ -123,6 +158,7 @@ def sample_source(
     source_from_network: Affine,
     rows: npt.NDArray[np.intp],
     columns: npt.NDArray[np.intp],
+    place: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """
     Look measurements up at pixels of the network's image, the nearest of each.
@@ -133,11 +169,17 @@ def sample_source(
     :param source_size: H, W of the source image.
     :param source_from_network: (3, 3), see `FittedImage`.
     :param rows: of the network's image, any shape; `columns` likewise.
+    :param place: see `PinholeImage`, where `values` belong to the image before rectification.
     :returns: of that shape; NaN beyond the source's edge.
     """
     per_row, per_column = np.array(values.shape) / source_size[:2]
-    y = (source_from_network[1, 1] * rows + source_from_network[1, 2] + 0.5) * per_row
-    x = (source_from_network[0, 0] * columns + source_from_network[0, 2] + 0.5) * per_column
+    y = source_from_network[1, 1] * rows + source_from_network[1, 2]
+    x = source_from_network[0, 0] * columns + source_from_network[0, 2]
+    if place is not None:
+        last_row, last_column = place.shape[1] - 1, place.shape[2] - 1
+        at = y.round().astype(np.intp).clip(0, last_row), x.round().astype(np.intp)
+        y, x = place[:, at[0], at[1].clip(0, last_column)]
+    y, x = (y + 0.5) * per_row, (x + 0.5) * per_column
     inside = (y >= 0) & (y <= values.shape[0]) & (x >= 0) & (x <= values.shape[1])
     found = values[
         y.astype(np.intp).clip(0, values.shape[0] - 1),

@@ -63,13 +63,19 @@ class MapUpdate:
     def depth(self, i: int) -> npt.NDArray[np.float32]:
         """Depth of frame i along the optical axis: (H, W), NaN where not trusted."""
         scale = np.float32(self.world_from_window.scale)
+        return np.where(
+            self._believed(i), scale * self.reconstruction.depth[i], np.float32(np.nan)
+        )
+
+    def _believed(self, i: int) -> npt.NDArray[np.bool_]:
+        """Say which pixels (H, W) of frame i are given out."""
         believed = self.reconstruction.confidence[i] >= self.settings.min_confidence
-        return np.where(believed, scale * self.reconstruction.depth[i], np.float32(np.nan))
+        seen = self.batch.seen(i)
+        return believed if seen is None else believed & seen
 
     def points(self, i: int) -> PointCloud:
         """Give the points of frame i that are believed, thinned evenly to `max_points`."""
-        confidence = self.reconstruction.confidence[i].ravel()
-        chosen = np.flatnonzero(confidence >= self.settings.min_confidence)
+        chosen = np.flatnonzero(self._believed(i))
         if len(chosen) > self.settings.max_points:
             spread = np.linspace(0, len(chosen) - 1, self.settings.max_points)
             chosen = chosen[spread.astype(np.intp)]
@@ -77,6 +83,7 @@ class MapUpdate:
             torch.from_numpy(self.reconstruction.depth[i]),
             torch.from_numpy(self.reconstruction.intrinsics[i]).float(),
         )
+        confidence = self.reconstruction.confidence[i].ravel()[chosen]
         in_window = in_camera.reshape(-1, 3).numpy()[chosen]
         # float32 carries a cloud to 1e-7 of its size; only the transform is put together in 64
         map_from_camera = (
@@ -84,4 +91,4 @@ class MapUpdate:
         )
         rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
         xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)
-        return PointCloud(xyz, self.batch.pixels[i].reshape(-1, 3)[chosen], confidence[chosen])
+        return PointCloud(xyz, self.batch.pixels[i].reshape(-1, 3)[chosen], confidence)

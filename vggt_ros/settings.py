@@ -107,6 +107,36 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class CameraSettings:
+    """What a calibration is used for."""
+
+    rectify: bool = setting(
+        True,
+        'Images of a camera whose camera_info has distortion are rectified for the network. '
+        'false: the images are rectified already (image_rect), camera_info describes them by P.',
+    )
+    rectified_field_of_view: float = setting(
+        0.0,
+        'Horizontal field of view of rectified images, degrees. 0: the widest that leaves no edge '
+        'empty; of a fisheye 100. Other than 0: images without distortion are brought to it too.',
+        low=0.0,
+        high=150.0,
+    )
+    use_known_intrinsics: bool = setting(
+        False,
+        'Points and the published camera_info come from the calibration, if there is one, instead '
+        'of the focal length that the network predicts.',
+    )
+    average_intrinsics: bool = setting(
+        True,
+        'The predicted focal length is averaged over windows. false: for a camera that zooms.',
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+
+
+@dataclass(frozen=True)
 class WindowSettings:
     """How frames are gathered into windows."""
 
@@ -226,6 +256,7 @@ class Settings:
     """All settings of the core."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    camera: CameraSettings = field(default_factory=CameraSettings)
     window: WindowSettings = field(default_factory=WindowSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     scale: ScaleSettings = field(default_factory=ScaleSettings)
@@ -252,6 +283,7 @@ class Settings:
 
 _GROUPS: dict[str, Any] = {
     'model': ModelSettings,
+    'camera': CameraSettings,
     'window': WindowSettings,
     'alignment': AlignmentSettings,
     'scale': ScaleSettings,

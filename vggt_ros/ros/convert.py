@@ -215,6 +215,8 @@ def read_calibration(message: Any) -> Calibration | None:
 
     :param message: sensor_msgs/CameraInfo.
     :returns: None if the camera is not calibrated (K[0] is 0).
+    :raises ValueError: for a distortion model that is not known, or coefficients that are not
+        those of the model.
     """
     if message.k[0] == 0:
         return None
@@ -224,6 +226,7 @@ def read_calibration(message: Any) -> Calibration | None:
         distortion_model=message.distortion_model,
         K=np.array(message.k, np.float64).reshape(3, 3),
         D=np.array(message.d, np.float64),
+        P=np.array(message.p, np.float64).reshape(3, 4),
     )
 
 

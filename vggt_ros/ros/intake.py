@@ -115,4 +115,11 @@ class ImageIntake:
         self._offer(ReceivedImage(message, stamp_ns, time.monotonic(), self._calibration))
 
     def _take_info(self, message: Any) -> None:
-        self._calibration = read_calibration(message)
+        try:
+            self._calibration = read_calibration(message)
+        except ValueError as error:
+            self._calibration = None
+            self._counts['bad_camera_info'] += 1
+            self._complain(
+                'bad_camera_info', f'camera_info cannot be used, images are as they come: {error}'
+            )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrated cameras through the engine: rectified, unprojected, compared with the network."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+from fake_network import FIELD_OF_VIEW, FakeNetwork, true_depth
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Calibration, Frame
+from vggt_ros.metric_scale import DepthScale
+from vggt_ros.model import Prediction
+from vggt_ros.preprocess import Batch
+from vggt_ros.scene_map import MapUpdate
+from vggt_ros.settings import Settings
+
+HEIGHT, WIDTH = 96, 128
+FOCAL = WIDTH / 2 / math.tan(FIELD_OF_VIEW / 2)
+K = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+
+
+def calibration(factor: float = 1.0, d: tuple[float, ...] = (), model: str = 'plumb_bob'):
+    return Calibration(WIDTH, HEIGHT, model, np.diag([factor, factor, 1]) @ K, np.array(d))
+
+
+def run(
+    known: Calibration | None, network: FakeNetwork | None = None, **values: object
+) -> tuple[StreamingEngine, list[MapUpdate]]:
+    settings = Settings.from_flat(
+        {'window_size': 4, 'window_stride': 2, 'min_parallax': 0.0, **values}
+    )
+    streaming = StreamingEngine(settings, network or FakeNetwork())
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(12)]
+    return streaming, [update for update in added if update is not None]
+
+
+class Unsteady(FakeNetwork):
+    """Errs in the focal length of each window by up to a tenth."""
+
+    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        told = super().__call__(batch, heads)
+        assert told.pose_encodings is not None
+        factor = 1 + 0.1 * np.random.default_rng(batch.window_id).uniform(-1, 1)
+        told.pose_encodings[-1][..., 7:] *= factor
+        return told
+
+
+def spread(updates: list[MapUpdate]) -> float:
+    focal = [update.reconstruction.intrinsics[0, 0, 0] for update in updates]
+    return float(np.ptp(np.log(focal[2:])))
+
+
+def test_the_predicted_focal_length_is_averaged() -> None:
+    _, averaged = run(None, Unsteady())
+    _, each = run(None, Unsteady(), average_intrinsics=False)
+    assert spread(averaged) < spread(each) / 2
+    for update in averaged:
+        assert len({float(matrix[0, 0]) for matrix in update.reconstruction.intrinsics}) == 1
+
+
+def test_a_calibration_that_says_something_else_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    streaming, updates = run(calibration(1.5))
+    assert streaming.counts['focal_length_disagreements'] == len(updates)
+    assert caplog.text.count('the predicted focal length is 0.67 times the calibrated one') == 1
+    caplog.clear()
+    streaming, _ = run(calibration(1.05))
+    assert 'focal_length_disagreements' not in streaming.counts and not caplog.text
+
+
+def test_depth_is_unprojected_with_the_calibration_where_that_is_chosen() -> None:
+    _, updates = run(calibration(1.1), use_known_intrinsics=True)
+    scale = 56 / WIDTH  # to the network's width
+    for update in updates:
+        found = update.reconstruction.intrinsics
+        np.testing.assert_allclose(found[:, 0, 0], 1.1 * FOCAL * scale)
+        cloud = update.points(1)
+        camera_from_map = np.linalg.inv(update.map_from_camera[1])
+        in_camera = cloud.xyz @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
+        pixels = in_camera @ found[1].T
+        _, u = np.nonzero(np.isfinite(update.depth(1)))
+        np.testing.assert_allclose(pixels[:, 0] / pixels[:, 2], u, atol=1e-2)
+    _, without = run(None, use_known_intrinsics=True)
+    expected = FOCAL * scale
+    np.testing.assert_allclose(without[0].reconstruction.intrinsics[:, 0, 0], expected, rtol=1e-5)
+
+
+def test_images_that_are_rectified_already_have_their_camera_in_p() -> None:
+    known = calibration(1.0, (-0.3, 0.1, 0.0, 0.0))
+    projection = np.concatenate([np.diag([0.9, 0.9, 1]) @ K, np.zeros((3, 1))], axis=1)
+    known = Calibration(WIDTH, HEIGHT, 'plumb_bob', known.K, known.D, projection)
+    _, updates = run(known, rectify=False, use_known_intrinsics=True)
+    found = updates[0].reconstruction.intrinsics[:, 0, 0]
+    np.testing.assert_allclose(found, 0.9 * FOCAL * 56 / WIDTH)
+    assert updates[0].batch.sources[0].pixels is updates[0].batch.frames[0].image
+
+
+def test_what_the_lens_does_not_see_is_nowhere() -> None:
+    known = calibration(1.0, (-0.3, 0.1, 0.0, 0.0))
+    _, updates = run(known, rectified_field_of_view=120.0, min_confidence=0.0)
+    depth = updates[0].depth(0)
+    assert np.isnan(depth[[0, 0, -1, -1], [0, -1, 0, -1]]).all()
+    assert np.isfinite(depth[depth.shape[0] // 2, depth.shape[1] // 2])
+    assert len(updates[0].points(0).xyz) == np.isfinite(depth).sum()
+
+
+def test_sensor_depth_is_compared_before_rectification() -> None:
+    """A sensor's depth has the distortion of the raw images."""
+    known = calibration(1.0, (-0.25, 0.08, 0.0, 0.0))
+    settings = Settings.from_flat(
+        {
+            'window_size': 4,
+            'window_stride': 2,
+            'min_parallax': 0.0,
+            'scale_source': 'depth',
+            'rectified_field_of_view': math.degrees(FIELD_OF_VIEW),
+        }
+    )
+
+    def as_the_lens_sees(stamp_ns: int) -> np.ndarray:
+        ideal = true_depth(stamp_ns, HEIGHT, WIDTH).astype(np.float32)
+        rows, columns = np.indices((HEIGHT, WIDTH), np.float32)
+        raw = np.stack([columns, rows], -1).reshape(-1, 1, 2)
+        straight = cv2.undistortPoints(raw, known.K, known.D, P=known.K).reshape(HEIGHT, WIDTH, 2)
+        x, y = straight[..., 0].astype(np.float32), straight[..., 1].astype(np.float32)
+        seen = cv2.remap(ideal, x, y, cv2.INTER_NEAREST, borderValue=float('nan'))
+        return np.asarray(seen)
+
+    streaming = StreamingEngine(settings, FakeNetwork(), DepthScale(as_the_lens_sees))
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(8)]
+    update = next(update for update in reversed(added) if update is not None)
+    truth = true_depth(update.batch.frames[-1].stamp_ns, *update.batch.images.shape[-2:])
+    assert np.nanmedian(update.depth(-1) / truth) == pytest.approx(1, abs=0.02)
