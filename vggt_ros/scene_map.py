@@ -69,7 +69,9 @@ class MapUpdate:
 
     def _believed(self, i: int) -> npt.NDArray[np.bool_]:
         """Say which pixels (H, W) of frame i are given out."""
-        believed = self.reconstruction.confidence[i] >= self.settings.min_confidence
+        believed: npt.NDArray[np.bool_] = (
+            self.reconstruction.confidence[i] >= self.settings.min_confidence
+        )
         seen = self.batch.seen(i)
         return believed if seen is None else believed & seen
 
