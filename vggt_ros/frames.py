@@ -49,9 +49,9 @@ class Calibration:
                 f'{", ".join(COEFFICIENTS)}'
             )
         wanted = COEFFICIENTS[self.distortion_model]
-        if len(self.D) not in (*wanted, 0) or (self.distortion_model == 'equidistant') > len(
-            self.D
-        ):
+        # without coefficients a lens is straight, but an equidistant one is not
+        none = () if self.distortion_model == 'equidistant' else (0,)
+        if len(self.D) not in (*wanted, *none):
             raise ValueError(
                 f'{self.distortion_model} has {len(self.D)} distortion coefficients, expected '
                 f'{" or ".join(map(str, wanted))}'

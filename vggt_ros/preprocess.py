@@ -66,7 +66,6 @@ class Batch:
         intrinsics = self.sources[i].intrinsics
         if intrinsics is None:
             return None
-        # pixel centres: the network's convention has the middle of the image at W/2, H/2
         found: Affine = np.linalg.inv(self.source_from_network[i]) @ intrinsics
         return found
 

@@ -13,7 +13,9 @@ import threading
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.poses import Array, interpolate_poses, matrices_from_poses
 
 
@@ -84,7 +86,9 @@ class TransformTree:
                 )
             common_from_source = self._chain(up[: up.index(common)], stamps)
             common_from_target = self._chain(down[: down.index(common)], stamps)
-        return _invert(common_from_target) @ common_from_source
+        target_from_common = invert_rigid(torch.from_numpy(common_from_target)).numpy()
+        found: Array = target_from_common @ common_from_source
+        return found
 
     def root(self, frame: str) -> str:
         """
@@ -129,11 +133,3 @@ class TransformTree:
         return interpolate_poses(
             np.array(link.stamps), np.array(link.poses), stamps, self._largest_gap, self._beyond
         )
-
-
-def _invert(poses: Array) -> Array:
-    """Invert rigid poses (N, 4, 4)."""
-    inverse = poses.copy()
-    inverse[:, :3, :3] = poses[:, :3, :3].transpose(0, 2, 1)
-    inverse[:, :3, 3] = -np.einsum('nij,nj->ni', inverse[:, :3, :3], poses[:, :3, 3])
-    return inverse
