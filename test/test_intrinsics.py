@@ -14,7 +14,7 @@ from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Calibration, Frame
 from vggt_ros.metric_scale import DepthScale
 from vggt_ros.model import Prediction
-from vggt_ros.preprocess import Batch
+from vggt_ros.preprocess import Batch, fit_image
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 
@@ -98,7 +98,8 @@ def test_images_that_are_rectified_already_have_their_camera_in_p() -> None:
     _, updates = run(known, rectify=False, use_known_intrinsics=True)
     found = updates[0].reconstruction.intrinsics[:, 0, 0]
     np.testing.assert_allclose(found, 0.9 * FOCAL * 56 / WIDTH)
-    assert updates[0].batch.sources[0].pixels is updates[0].batch.frames[0].image
+    as_it_came = fit_image(updates[0].batch.frames[0].image, 56, 'crop')
+    np.testing.assert_array_equal(updates[0].batch.fitted[0].pixels, as_it_came.pixels)
 
 
 def test_what_the_lens_does_not_see_is_nowhere() -> None:

@@ -13,7 +13,7 @@ import torch
 from vggt_ros.frames import Frame
 from vggt_ros.io.images import read_image
 from vggt_ros.preprocess import FittedImage, fit_image, preprocess, stack_images, unify_sizes
-from vggt_ros.rectify import PinholeImage, take_as_rectified
+from vggt_ros.rectify import take_as_rectified
 from vggt_ros.window import Window
 
 GOLDEN = Path(__file__).parents[2] / 'shared' / 'vggt' / 'golden_public' / 'preprocess'
@@ -59,11 +59,11 @@ def test_images_of_different_sizes_are_surrounded_with_white() -> None:
 
 def test_a_frame_is_resized_once_however_many_windows_it_is_part_of() -> None:
     frames = [Frame(gradient(60, 80), stamp, 'camera') for stamp in range(4)]
-    fitted: dict[int, tuple[PinholeImage, FittedImage]] = {}
+    fitted: dict[int, FittedImage] = {}
     taken = take_as_rectified
     first = preprocess(_window(frames, (0, 1, 2)), 56, 'crop', taken, fitted)
     second = preprocess(_window(frames, (1, 2, 3)), 56, 'crop', taken, fitted)
-    assert second.pixels[0] is first.pixels[1]
+    assert second.fitted[0].pixels is first.fitted[1].pixels
     assert sorted(fitted) == [1, 2, 3]
     assert second.images.shape == (3, 3, 42, 56)
     assert second.images.dtype == torch.float32

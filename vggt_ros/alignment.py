@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 
 from vggt_ros.geometry.camera import unproject
+from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import nearest_rotation
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.reconstruct import Reconstruction
@@ -40,8 +41,6 @@ _ALIKE = 1e-9  # relative miss that is rounding and tells no camera from another
 # Without motion and with depth that contradicts itself, a new scale would be a guess.
 _NO_PARALLAX = 0.005  # extent of the shared cameras over their median depth
 _UNSURE_DEPTH = 0.1  # median relative difference of depth
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

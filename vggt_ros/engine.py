@@ -27,7 +27,7 @@ from vggt_ros.metric_scale import ScaleKeeper, ScaleSource
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch, FittedImage, preprocess
 from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
-from vggt_ros.rectify import PinholeImage, Rectifier, take_as_rectified
+from vggt_ros.rectify import Rectifier, take_as_rectified
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 from vggt_ros.window import SlidingWindow, Window
@@ -62,7 +62,7 @@ class StreamingEngine:
             else take_as_rectified
         )
         self._intrinsics = IntrinsicsKeeper(camera)
-        self._fitted: dict[int, tuple[PinholeImage, FittedImage]] = {}
+        self._fitted: dict[int, FittedImage] = {}
         self._placed: PlacedWindow | None = None
         self._map_id = -1
         self._restart_because = ''  # a new map that a rejected window should have started

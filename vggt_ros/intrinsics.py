@@ -12,12 +12,10 @@ import logging
 from collections import deque
 
 import numpy as np
-import numpy.typing as npt
 
+from vggt_ros.geometry.poses import Array
 from vggt_ros.preprocess import Batch
 from vggt_ros.settings import CameraSettings
-
-Array = npt.NDArray[np.float64]
 
 _WINDOWS = 50  # that an average reaches back
 _DISAGREES = 0.15  # relative difference of focal lengths that is worth a warning
@@ -42,7 +40,7 @@ class IntrinsicsKeeper:
         :param predicted: (S, 3, 3), pixels of the network's images.
         :returns: (S, 3, 3).
         """
-        known = [batch.known_intrinsics(i) for i in range(len(predicted))]
+        known = [image.intrinsics() for image in batch.fitted]
         self._compare(predicted, known)
         chosen = predicted.copy()
         if self._settings.average_intrinsics:

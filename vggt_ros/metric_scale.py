@@ -20,12 +20,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.preprocess import Batch, sample_source
 from vggt_ros.reconstruct import Reconstruction
 from vggt_ros.settings import ScaleSettings
-
-Array = npt.NDArray[np.float64]
 
 # A factor is replaced only by one that differs more: consumers want a unit that stands still.
 _STEADY = 0.005
@@ -133,10 +132,10 @@ class DepthScale:
             metres = sample_source(
                 measured,
                 frame.image.shape[:2],
-                batch.source_from_network[i],
+                batch.fitted[i].source_from_network,
                 rows,
                 columns,
-                batch.sources[i].place,
+                batch.fitted[i].place,
             )
             confidence = reconstruction.confidence[i, ::step, ::step]
             used = (metres > 0) & (confidence >= np.median(confidence))  # NaN compares false

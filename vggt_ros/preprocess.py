@@ -9,7 +9,7 @@ network normalises them itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ _WHITE, _BLACK = 255, 0
 
 Pixels = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,16 @@ class FittedImage:
 
     pixels: Pixels  # (H, W, 3), RGB
     source_from_network: Affine  # (3, 3): homogeneous pixel of `pixels` to pixel of the source
+    calibrated: Affine | None = None  # (3, 3) camera matrix of the source, if it is known
+    seen: Mask | None = None  # (H, W): the lens saw it; None: all of it
+    place: npt.NDArray[np.float32] | None = None  # see `PinholeImage`
+
+    def intrinsics(self) -> Affine | None:
+        """Give the calibrated camera matrix (3, 3) of `pixels`, if there is one."""
+        if self.calibrated is None:
+            return None
+        found: Affine = np.linalg.inv(self.source_from_network) @ self.calibrated
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +52,7 @@ class Batch:
     """One window, ready for the network."""
 
     images: Tensor  # (S, 3, H, W), RGB in [0, 1], on the CPU; H and W multiples of 14
-    pixels: tuple[Pixels, ...]  # S images (H, W, 3), the same before the conversion to float
-    # (S, 3, 3): pixel of the network's image to pixel of the source, rectified if it was
-    source_from_network: Affine
-    sources: tuple[PinholeImage, ...]  # S images of the camera's size, as pinhole cameras
+    fitted: tuple[FittedImage, ...]  # S images, as they were before the conversion to float
     frames: tuple[Frame, ...]  # S frames
     ids: tuple[int, ...]  # S frame numbers
     window_id: int
@@ -53,30 +61,11 @@ class Batch:
         """Keep the frames at these places, in this order."""
         return Batch(
             images=self.images[list(chosen)],
-            pixels=tuple(self.pixels[i] for i in chosen),
-            source_from_network=self.source_from_network[list(chosen)],
-            sources=tuple(self.sources[i] for i in chosen),
+            fitted=tuple(self.fitted[i] for i in chosen),
             frames=tuple(self.frames[i] for i in chosen),
             ids=tuple(self.ids[i] for i in chosen),
             window_id=self.window_id,
         )
-
-    def known_intrinsics(self, i: int) -> Affine | None:
-        """Give the calibrated camera matrix (3, 3) of the network's image i, if there is one."""
-        intrinsics = self.sources[i].intrinsics
-        if intrinsics is None:
-            return None
-        found: Affine = np.linalg.inv(self.source_from_network[i]) @ intrinsics
-        return found
-
-    def seen(self, i: int) -> npt.NDArray[np.bool_] | None:
-        """Say which pixels (H, W) of the network's image i the lens saw; None: all of them."""
-        seen = self.sources[i].seen
-        if seen is None:
-            return None
-        rows, columns = np.indices(self.pixels[i].shape[:2])
-        back = self.source_from_network[i]
-        return sample_source(seen.astype(np.float32), seen.shape, back, rows, columns) > 0
 
 
 def preprocess(
@@ -84,7 +73,7 @@ def preprocess(
     width: int,
     fit: str,
     as_pinhole: Callable[[Frame], PinholeImage],
-    fitted: dict[int, tuple[PinholeImage, FittedImage]],
+    fitted: dict[int, FittedImage],
 ) -> Batch:
     """
     Fit the frames of a window to the network.
@@ -96,9 +85,11 @@ def preprocess(
         that a frame is resized once however many windows it is part of.
     """
 
-    def prepare(frame: Frame) -> tuple[PinholeImage, FittedImage]:
+    def prepare(frame: Frame) -> FittedImage:
         source = as_pinhole(frame)
-        return source, fit_image(source.pixels, width, fit)
+        image = fit_image(source.pixels, width, fit)
+        seen = None if source.seen is None else _seen(source.seen, image)
+        return replace(image, calibrated=source.intrinsics, seen=seen, place=source.place)
 
     kept = {
         number: fitted.get(number) or prepare(frame)
@@ -106,16 +97,22 @@ def preprocess(
     }
     fitted.clear()
     fitted.update(kept)
-    images = unify_sizes([image for _, image in kept.values()])
+    images = unify_sizes(list(kept.values()))
     return Batch(
         images=stack_images([image.pixels for image in images]),
-        pixels=tuple(image.pixels for image in images),
-        source_from_network=np.stack([image.source_from_network for image in images]),
-        sources=tuple(source for source, _ in kept.values()),
+        fitted=tuple(images),
         frames=window.frames,
         ids=window.ids,
         window_id=window.window_id,
     )
+
+
+def _seen(source: Mask, image: FittedImage) -> Mask:
+    """Say which pixels (H, W) of a fitted image its source shows."""
+    rows, columns = np.indices(image.pixels.shape[:2])
+    shown = source.astype(np.float32)
+    back = image.source_from_network
+    return sample_source(shown, source.shape, back, rows, columns) > 0  # NaN compares false
 
 
 def fit_image(image: Pixels, width: int, fit: str) -> FittedImage:
@@ -223,9 +220,15 @@ def _surround(image: FittedImage, height: int, width: int) -> FittedImage:
     if (rows, columns) == (height, width):
         return image
     top, left = (height - rows) // 2, (width - columns) // 2
+    inside = slice(top, top + rows), slice(left, left + columns)
     canvas = np.full((height, width, 3), _WHITE, np.uint8)
-    canvas[top : top + rows, left : left + columns] = image.pixels
-    return FittedImage(canvas, image.source_from_network @ _shift_pixels(-left, -top))
+    canvas[inside] = image.pixels
+    seen = image.seen
+    if seen is not None:
+        seen = np.zeros((height, width), np.bool_)
+        seen[inside] = image.seen
+    back = image.source_from_network @ _shift_pixels(-left, -top)
+    return replace(image, pixels=canvas, source_from_network=back, seen=seen)
 
 
 def _whole_patches(length: float) -> int:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vggt_ros.frames import Calibration, Frame
+from vggt_ros.geometry.poses import Array
 
 Pixels = npt.NDArray[np.uint8]
-Array = npt.NDArray[np.float64]
 
 _WIDEST = math.radians(100)  # of a fisheye where nothing else is asked: beyond, edges only stretch
 _KEPT = 8  # calibrations whose maps are kept; a robot has fewer cameras

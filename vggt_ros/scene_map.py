@@ -72,7 +72,7 @@ class MapUpdate:
         believed: npt.NDArray[np.bool_] = (
             self.reconstruction.confidence[i] >= self.settings.min_confidence
         )
-        seen = self.batch.seen(i)
+        seen = self.batch.fitted[i].seen
         return believed if seen is None else believed & seen
 
     def points(self, i: int) -> PointCloud:
@@ -93,4 +93,4 @@ class MapUpdate:
         )
         rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
         xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)
-        return PointCloud(xyz, self.batch.pixels[i].reshape(-1, 3)[chosen], confidence)
+        return PointCloud(xyz, self.batch.fitted[i].pixels.reshape(-1, 3)[chosen], confidence)

@@ -57,10 +57,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         '--width', type=int, help=f'of the images of --data, pixels; {WIDTH} if not given'
     )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help=f'of synthetic images, pixels; {HEIGHT} {WIDTH} if not given',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='faster steps after minutes of torch.compile'
+    )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     arguments = parser.parse_args()
     if arguments.width is not None and not arguments.data:
-        parser.error(f'--width is for --data; synthetic rooms are {WIDTH} pixels wide')
+        parser.error('--width is for --data; the size of synthetic images is --size')
+    if arguments.size is not None and arguments.data:
+        parser.error('--size is for synthetic rooms; the width of recordings is --width')
     return arguments
 
 
@@ -98,8 +110,10 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Traine
             device=device,
         )
     else:
-        source = SyntheticSource('train', arguments.seed, HEIGHT, WIDTH, QUERIES, device)
-    return Trainer(model.to(device), source, settings), replace(source, split='validation')
+        height, width = arguments.size or (HEIGHT, WIDTH)
+        source = SyntheticSource('train', arguments.seed, height, width, QUERIES, device)
+    trainer = Trainer(model.to(device), source, settings, arguments.compile)
+    return trainer, replace(source, split='validation')
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vggt_ros.geometry.camera import decode_pose
+from vggt_ros.geometry.poses import Array
 from vggt_ros.training.samples import Source
 
-Array = npt.NDArray[np.float64]
 Features = tuple[Any, Any]  # key points and descriptors
 
 cv: Any = cv2  # its own annotations refuse plain arrays

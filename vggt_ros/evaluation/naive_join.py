@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vggt_ros.alignment import Array
 from vggt_ros.evaluation.trajectory import fit_sim3
+from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.reconstruct import Reconstruction
 

@@ -13,13 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import nearest_rotation, rotation_angle
 from vggt_ros.geometry.sim3 import Sim3
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

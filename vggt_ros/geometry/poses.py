@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -44,6 +46,14 @@ def interpolate_poses(
     result = matrices_from_poses(np.concatenate((position, quaternion), axis=1))
     result[~known] = np.nan
     return result
+
+
+def pose_from_message(position: Any, orientation: Any) -> list[float]:
+    """Read seven numbers from a point or vector and a quaternion of geometry_msgs."""
+    return [
+        *(float(getattr(position, axis)) for axis in 'xyz'),
+        *(float(getattr(orientation, axis)) for axis in 'xyzw'),
+    ]
 
 
 def matrices_from_poses(poses: Array) -> Array:

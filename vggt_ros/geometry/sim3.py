@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from vggt_ros.geometry.poses import Array
 
 
 def _identity() -> Array:

@@ -19,7 +19,7 @@ from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.image import ImageError, message_to_cvimage
 from rosbags.typesys import Stores, get_typestore
 
-from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.poses import Array, pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
 from vggt_ros.io.rgbd import RgbdFrame
 
@@ -160,7 +160,7 @@ class BagRecording:
             static = topic.endswith('tf_static')
             for _, message in self._messages(topic):
                 for each in message.transforms:
-                    pose = _seven(each.transform.translation, each.transform.rotation)
+                    pose = pose_from_message(each.transform.translation, each.transform.rotation)
                     stamp = _seconds(each.header.stamp)
                     tree.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
         there = self._topics(*POSES)
@@ -173,7 +173,7 @@ class BagRecording:
                     message.header.frame_id,
                     child,
                     _seconds(message.header.stamp),
-                    _seven(pose.position, pose.orientation),
+                    pose_from_message(pose.position, pose.orientation),
                 )
         world = tree.root(frame)
         if tree.is_static(world, frame):
@@ -186,10 +186,3 @@ class BagRecording:
 
 def _seconds(stamp: Any) -> float:
     return float(stamp.sec) + 1e-9 * float(stamp.nanosec)
-
-
-def _seven(position: Any, orientation: Any) -> list[float]:
-    return [
-        *(float(getattr(position, axis)) for axis in 'xyz'),
-        *(float(getattr(orientation, axis)) for axis in 'xyzw'),
-    ]

@@ -19,7 +19,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
-from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.poses import Array, pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
 from vggt_ros.metric_scale import DepthScale, MotionScale, ScaleSource
 from vggt_ros.ros.convert import ImageError, decode_depth
@@ -96,7 +96,7 @@ class ScaleInputs:
 
     def _take_transforms(self, message: Any, static: bool) -> None:
         for each in message.transforms:
-            pose = _seven(each.transform.translation, each.transform.rotation)
+            pose = pose_from_message(each.transform.translation, each.transform.rotation)
             stamp = ns_from_time(each.header.stamp) * 1e-9
             self._tf.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
 
@@ -111,7 +111,7 @@ class ScaleInputs:
             return
         self._odometry_frames = fixed, moving
         stamp = ns_from_time(message.header.stamp) * 1e-9
-        pose = _seven(message.pose.pose.position, message.pose.pose.orientation)
+        pose = pose_from_message(message.pose.pose.position, message.pose.pose.orientation)
         self._odometry.add(fixed, moving, stamp, pose)
 
     def _take_depth(self, message: Any) -> None:
@@ -167,10 +167,3 @@ class ScaleInputs:
         except ImageError as error:
             self._complain('scale_depth', f'a depth image is left out of account: {error}')
             return None
-
-
-def _seven(position: Any, orientation: Any) -> list[float]:
-    return [
-        *(getattr(position, axis) for axis in 'xyz'),
-        *(getattr(orientation, axis) for axis in 'xyzw'),
-    ]

@@ -24,6 +24,8 @@ from vggt_ros.synthetic.sensor import expose
 
 SPLITS = ('train', 'validation', 'test')
 FIELD_OF_VIEW = (40.0, 100.0)  # horizontal, degrees
+# Height of a pixel over its width: real images are resized to whole patches, a little unevenly.
+PIXEL_ASPECT = (0.88, 1.14)
 _OCCLUDED = 0.995  # a ray that ends earlier, relative to the point's distance, is blocked
 
 
@@ -91,11 +93,12 @@ def make_windows(
 
 
 def _intrinsics(draws: Draws, height: int, width: int) -> Tensor:
-    """Return (B, 3, 3) of cameras with square pixels and the principal point of VGGT's."""
+    """Return (B, 3, 3) of cameras with the principal point of VGGT's, in the middle."""
     low, high = (math.radians(angle) for angle in FIELD_OF_VIEW)
     focal = width / 2 / torch.tan(draws.uniform(low=low, high=high) / 2)
     matrix = torch.zeros(len(focal), 3, 3, device=draws.device)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = focal
+    matrix[:, 0, 0] = focal
+    matrix[:, 1, 1] = focal * draws.uniform(low=PIXEL_ASPECT[0], high=PIXEL_ASPECT[1])
     matrix[:, 0, 2], matrix[:, 1, 2], matrix[:, 2, 2] = width / 2, height / 2, 1
     return matrix
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from vggt_ros.model import VGGT
 from vggt_ros.model.block import Block
+from vggt_ros.model.dense_head import DenseHead
 from vggt_ros.model.vggt import HEADS
 from vggt_ros.training.losses import LossSettings, compute_losses
 from vggt_ros.training.matching import MatchingLoss, matching_loss, recorded, true_places
@@ -114,11 +115,15 @@ class TrainSettings:
 class Trainer:
     """A network in training, with all that has to be kept from step to step."""
 
-    def __init__(self, model: VGGT, source: Source, settings: TrainSettings) -> None:
+    def __init__(
+        self, model: VGGT, source: Source, settings: TrainSettings, compiled: bool = False
+    ) -> None:
         """
         Prepare a run from the weights that the network has.
 
         :param model: on its device.
+        :param compiled: let `torch.compile` make one kernel of many small ones, in blocks and
+            dense heads. The first steps then take minutes, and bits differ from those without.
         :raises ValueError: if there is nothing to train or matching does not fit the network.
         """
         if settings.matching is not None:
@@ -150,11 +155,25 @@ class Trainer:
             _decay_groups(self.parts.values(), settings.weight_decay), lr=settings.learning_rate
         )
         self.average = copy.deepcopy(model).requires_grad_(False)
+        if compiled:
+            self._compile()
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.model.parameters()).device
+
+    def _compile(self) -> None:
+        # One block at a time: blocks of the same shape share what is compiled. Those whose
+        # attention is recorded stay, since what is put into them changes from step to step.
+        matching = self.settings.matching
+        recorded_blocks = [
+            self.model.aggregator.global_blocks[index]
+            for index in (matching.blocks if matching else ())
+        ]
+        for module in self.model.modules():
+            if isinstance(module, (Block, DenseHead)) and module not in recorded_blocks:
+                module.compile(dynamic=False)
 
     def step(self) -> dict[str, float]:
         """
