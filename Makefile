@@ -36,7 +36,7 @@ demo: build
 
 test: setup
 	@$(MAKE) --no-print-directory -j2 build lint
-	@$(RUN) python -m pytest test -n 2 --dist loadfile $(ARGS)
+	@$(RUN) python -m pytest test -n 2 --dist loadfile --durations 15 $(ARGS)
 
 lint: setup
 	@$(UNBUILT) ruff check .

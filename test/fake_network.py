@@ -93,7 +93,6 @@ class FakeNetwork:
         image_width: int = 56,
         world: World | None = None,
         errors: Errors | None = None,
-        seed: int = 0,
     ) -> None:
         """
         Prepare the fake.
@@ -102,13 +101,11 @@ class FakeNetwork:
         :param image_width: of the images that it wants, pixels.
         :param world: what it sees; None: the room of the functions below.
         :param errors: what it does not know exactly; None: it knows all.
-        :param seed: of frames, scales and errors.
         """
         self.image_width = image_width
         self._seconds = seconds
         self._world = world or World(ROOM, true_cameras)
         self._errors = errors or Errors()
-        self._seed = seed
         self._failed: set[int] = set()  # stamps of the images that have made it fail
 
     def __call__(self, batch: Any, heads: tuple[str, ...]) -> Prediction:
@@ -123,7 +120,7 @@ class FakeNetwork:
             raise RuntimeError('the fake network has a bad day')
         height, width = batch.images.shape[-2:]
         stamps = [frame.stamp_ns for frame in batch.frames]
-        generator = np.random.default_rng([self._seed, batch.window_id])
+        generator = np.random.default_rng([0, batch.window_id])
         scale, window_from_room = random_frame(generator)
         window_from_camera = window_from_room @ self._err_in_poses(
             self._world.cameras(stamps), generator

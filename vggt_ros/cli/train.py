@@ -64,9 +64,6 @@ def parse() -> argparse.Namespace:
         metavar=('HEIGHT', 'WIDTH'),
         help=f'of synthetic images, pixels; {HEIGHT} {WIDTH} if not given',
     )
-    parser.add_argument(
-        '--compile', action='store_true', help='faster steps after minutes of torch.compile'
-    )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     arguments = parser.parse_args()
     if arguments.width is not None and not arguments.data:
@@ -112,8 +109,7 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Traine
     else:
         height, width = arguments.size or (HEIGHT, WIDTH)
         source = SyntheticSource('train', arguments.seed, height, width, QUERIES, device)
-    trainer = Trainer(model.to(device), source, settings, arguments.compile)
-    return trainer, replace(source, split='validation')
+    return Trainer(model.to(device), source, settings), replace(source, split='validation')
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vggt_ros.geometry.camera import project
 from vggt_ros.model import VGGT
-from vggt_ros.model.attention import fused_attention
+from vggt_ros.model.attention import AttentionFunction
 from vggt_ros.training.truth import Truth
 
 _OCCLUDED = 0.03  # relative depth by which a point may lie behind what is seen in its pixel
@@ -61,9 +61,12 @@ def recorded(model: VGGT, settings: MatchingLoss | None) -> Iterator[list[tuple[
     """
     kept: list[tuple[Tensor, Tensor]] = []
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kept.append((q, k))
-        return fused_attention(q, k, v)
+    def recording(attend: AttentionFunction) -> AttentionFunction:
+        def record(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            kept.append((q, k))
+            return attend(q, k, v)
+
+        return record
 
     modules = [
         model.aggregator.global_blocks[index].attn
@@ -71,7 +74,7 @@ def recorded(model: VGGT, settings: MatchingLoss | None) -> Iterator[list[tuple[
     ]
     before = [module.attend for module in modules]
     for module in modules:
-        module.attend = attend
+        module.attend = recording(module.attend)
     try:
         yield kept
     finally:

@@ -38,6 +38,18 @@ RECIPES: dict[str, TrainSettings] = {
     'late_matching': replace(_WITHOUT_MATCHING, matching=MatchingLoss(blocks=(2, 3))),
     # Pose, depth, points and tracks alone, as a pre-trained VGGT is trained.
     'no_matching': _WITHOUT_MATCHING,
+    # What a CPU can do in a day: images of 84 x 56 pixels, one length, tracks left untrained.
+    'small_on_cpu': TrainSettings(
+        windows=40_000,
+        batch=8,
+        frames=(4,),
+        losses=replace(_LOSSES, tracks=None),
+        turns=(('camera', 'depth'),) * 3 + (('camera', 'points'),),
+        dense_frames=2,
+        matching=MatchingLoss(),
+        validate_every=2_000,
+        validation_windows=32,
+    ),
     # A trained network on recordings of one's own: the heads learn, what finds matches stays.
     'fine_tune': TrainSettings(
         windows=20_000,
