@@ -110,6 +110,22 @@ def test_a_straight_line_is_joined_better_than_by_camera_centres() -> None:
     assert 3 * ours.rotation_mean < theirs.rotation_mean
 
 
+@pytest.mark.parametrize(('name', 'held'), [('pure_rotation', True), ('corridor', False)])
+def test_depth_that_contradicts_itself_tells_no_scale_without_motion(
+    name: str, held: bool
+) -> None:
+    settings = Settings.from_flat({'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0})
+    network = FakeNetwork(0, WIDTH, world_of(name), Errors(depth=0.15))
+    streaming = StreamingEngine(settings, network)
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    added = (streaming.add(Frame(picture, i * STEP_NS, 'camera')) for i in range(12))
+    first, second = (update for update in added if update is not None)
+    assert (first.alignment.scale_held, second.alignment.scale_held) == (False, held)
+    assert streaming.counts.get('held_scales', 0) == held
+    # The unit of this network is another one in each window, so what is held misses the map.
+    assert second.map_started_because.startswith('points of the shared frames differ') == held
+
+
 def test_one_wrong_camera_does_not_bend_the_map() -> None:
     class OneWrongCamera(FakeNetwork):
         def _err_in_poses(self, cameras: np.ndarray, generator: np.random.Generator) -> np.ndarray:

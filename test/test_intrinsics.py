@@ -133,7 +133,7 @@ def test_sensor_depth_is_compared_before_rectification() -> None:
         seen = cv2.remap(ideal, x, y, cv2.INTER_NEAREST, borderValue=float('nan'))
         return np.asarray(seen)
 
-    streaming = StreamingEngine(settings, FakeNetwork(), DepthScale(as_the_lens_sees))
+    streaming = StreamingEngine(settings, FakeNetwork(), DepthScale(as_the_lens_sees, pytest.fail))
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(8)]
     update = next(update for update in reversed(added) if update is not None)

@@ -76,7 +76,7 @@ def error(update: MapUpdate) -> float:
 SOURCES = {
     'tf': lambda: MotionScale(Positions(), 0.05),
     'odometry': lambda: MotionScale(Positions(), 0.05),
-    'depth': lambda: DepthScale(Depths()),
+    'depth': lambda: DepthScale(Depths(), pytest.fail),
 }
 
 
@@ -153,15 +153,17 @@ def test_implausible_scales_are_refused_with_a_warning(caplog: pytest.LogCapture
     assert caplog.text.count('is refused (odometry): expected 100 to 200') == 1
 
 
-def test_depth_of_another_shape_is_left_out_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_depth_of_another_shape_is_left_out_with_a_complaint() -> None:
     def narrow(stamp_ns: int) -> np.ndarray:
         return true_depth(stamp_ns, HEIGHT, HEIGHT).astype(np.float32)
 
-    updates = run(engine(DepthScale(narrow), scale_source='depth'), range(16))
+    said: list[str] = []
+    updates = run(engine(DepthScale(narrow, said.append), scale_source='depth'), range(16))
     assert not any(update.metric.valid for update in updates)
-    assert caplog.text.count('expected depth registered to the camera') == 1
+    assert len(said) == 8 * len(updates)
+    assert (
+        f'depth of {HEIGHT}x{HEIGHT} pixels' in said[0] and 'expected depth registered' in said[0]
+    )
 
 
 def test_a_source_that_is_missing_is_an_error() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
+from vggt_ros.metric_scale import MetricScale
 from vggt_ros.ros import diagnostics
 from vggt_ros.ros.messages import make_cloud, make_header, ns_from_time, time_from_ns
 from vggt_ros.ros.parameters import NodeSettings
@@ -114,6 +116,24 @@ def test_the_path_keeps_its_newest_poses_only(node, updates):
     assert stamps == [10**12 + i * 10**8 for i in range(SIZE, SIZE + 4)]
 
 
+def test_the_path_keeps_pace_with_what_a_metre_is_known_to_be(node, updates):
+    publishers = MapPublishers(node, NodeSettings())
+    got = listen(node, '~/path', Path)
+    wait(node, lambda: publishers._publishers['~/path'].get_subscription_count())
+    doubled = replace(updates[1], metric=MetricScale(2.0, 'tf', valid=True, age=0.0))
+    for update in (updates[0], doubled):
+        publishers.publish(update, time.monotonic())
+    wait(node, lambda: len(got) == 2)
+
+    def positions(path):
+        return np.array([[getattr(p.pose.position, axis) for axis in 'xyz'] for p in path.poses])
+
+    before, after = map(positions, got)
+    assert np.abs(before[-1]).max() > 0
+    np.testing.assert_allclose(after[:SIZE], 2 * before)
+    np.testing.assert_allclose(after[SIZE:], doubled.map_from_camera[-1:, :3, 3])
+
+
 def test_diagnostics_say_what_a_person_should_know_first(node, updates, monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(diagnostics, 'time', SimpleNamespace(monotonic=lambda: clock.now))
@@ -143,6 +163,10 @@ def test_diagnostics_say_what_a_person_should_know_first(node, updates, monkeypa
     assert (values['last_error'], values['latency_seconds']) == ('something broke', '0.25')
     several = f'2 publishers of images, expected one; {unknown}'
     assert report(received=4, publishers=2) == (DiagnosticStatus.WARN, several)
+    for age, told_age in ((7.0, 'the scale is held: nothing has measured it for 7 s'), (4.0, '')):
+        metric = MetricScale(2.0, 'tf', valid=True, age=age)
+        told.note_output(replace(updates[0], metric=metric), arrived=clock.now)
+        assert report(received=5)[1] == (told_age or 'mapping')
 
 
 @pytest.mark.parametrize('stamp_ns', [0, 1, 999_999_999, 1_700_000_000_123_456_789])

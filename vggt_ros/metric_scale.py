@@ -107,15 +107,20 @@ class MotionScale:
 class DepthScale:
     """Depth that a sensor measured, registered to the camera's images."""
 
-    def __init__(self, depth_at: Callable[[int], npt.NDArray[np.float32] | None]) -> None:
+    def __init__(
+        self,
+        depth_at: Callable[[int], npt.NDArray[np.float32] | None],
+        complain: Callable[[str], None],
+    ) -> None:
         """
         Prepare the source.
 
         :param depth_at: gives the depth (h, w) in m, NaN where unknown, that was measured
             together with the image of this stamp, ns; None: there is none.
+        :param complain: takes a sentence about depth that cannot be used, for each image.
         """
         self._depth_at = depth_at
-        self._complained = False
+        self._complain = complain
 
     def measure(
         self, batch: Batch, reconstruction: Reconstruction, map_from_window: Sim3
@@ -148,13 +153,12 @@ class DepthScale:
 
     def _is_registered(self, depth: tuple[int, ...], image: tuple[int, ...]) -> bool:
         fits = abs(depth[1] * image[0] / (depth[0] * image[1]) - 1) <= _SHAPE
-        if not fits and not self._complained:
-            logger.warning(
-                'depth of %dx%d pixels does not show the same as images of %dx%d: expected '
-                'depth registered to the camera, of the same shape; it is left out of account',
-                *(depth[1], depth[0], image[1], image[0]),
+        if not fits:
+            self._complain(
+                f'depth of {depth[1]}x{depth[0]} pixels does not show the same as images of '
+                f'{image[1]}x{image[0]}: expected depth registered to the camera, of the same '
+                'shape; it is left out of account'
             )
-            self._complained = True
         return fits
 
 

@@ -214,8 +214,8 @@ def report(recorder: Recorder, output: Path) -> None:
     points, colours = _join_clouds(recording, map_id)
     image, depth = recording.pair
     title = (
-        f'{len(recording.reports)} windows of {len(newest.stamps)} frames through {newest.model}: '
-        f'{len(times)} cameras in the largest of {len(recording.maps)} map(s)'
+        f'{len(recording.reports)} window(s) of {len(newest.stamps)} frames through '
+        f'{newest.model}: {len(times)} cameras in the largest of {len(recording.maps)} map(s)'
     )
     warning = '' if newest.model_trained else UNTRAINED
     truths = [recording.truth[when] for when in sorted(recording.truth)]

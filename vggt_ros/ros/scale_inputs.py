@@ -59,7 +59,11 @@ class ScaleInputs:
             return MotionScale(self._positions_by_tf, self._smallest_travel)
         if self._kind == 'odometry':
             return MotionScale(self._positions_by_odometry, self._smallest_travel)
-        return DepthScale(self._depth_at) if self._kind == 'depth' else None
+        if self._kind == 'depth':
+            return DepthScale(
+                self._depth_at, lambda sentence: self._complain('scale_depth', sentence)
+            )
+        return None
 
     def start(self, node: Any, complain: Complain) -> None:
         """
