@@ -8,9 +8,10 @@ import math
 import cv2
 import numpy as np
 import pytest
-from fake_network import FIELD_OF_VIEW, FakeNetwork, true_depth
+from fake_network import FakeNetwork, true_depth
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.truth_network import FIELD_OF_VIEW
 from vggt_ros.frames import Calibration, Frame
 from vggt_ros.metric_scale import DepthScale
 from vggt_ros.model import Prediction

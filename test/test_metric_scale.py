@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_network import Errors, FakeNetwork, World, true_cameras, true_depth
+from fake_network import FakeNetwork, true_cameras, true_depth
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.truth_network import Errors, World
 from vggt_ros.frames import Frame
 from vggt_ros.metric_scale import DepthScale, MotionScale, ScaleSource
 from vggt_ros.scene_map import MapUpdate

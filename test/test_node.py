@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS')
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
-from fake_network import Failure, meet_walls, true_cameras, true_depth, true_intrinsics
+from fake_network import Failure, meet_walls, true_cameras, true_depth
 from geometry_msgs.msg import Transform, TransformStamped
 from nav_msgs.msg import Odometry
 from node_process import (
@@ -36,6 +36,7 @@ from soak import run_soak
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
+from vggt_ros.evaluation.truth_network import true_intrinsics
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.ros.messages import make_header, make_poses, ns_from_time
 from vggt_ros.ros.publish import TOPICS

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fake_network import CONFIDENCE, Failure, FakeNetwork, true_cameras, true_depth
+from fake_network import Failure, FakeNetwork, true_cameras, true_depth
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.truth_network import CONFIDENCE
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.inference import choose_device, choose_precision, load_network

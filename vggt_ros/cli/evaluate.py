@@ -1,42 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Measure a network on synthetic windows that training never saw, beside simple baselines.
+Measure a network on synthetic scenes that training never saw, beside simple baselines.
+
+Windows, each by itself:
 
     python -m vggt_ros.cli.evaluate --synthetic --seed 1 --windows 200 --frames 8 --json out.json
+
+A long way, as one map; `--model truth` measures everything but the network:
+
+    python -m vggt_ros.cli.evaluate --sequence corridor --model truth --noise 1,0.3,1
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from pathlib import Path
+from typing import Any
 
-from vggt_ros.evaluation.synthetic import as_table, evaluate_windows
-from vggt_ros.inference import load_network
-from vggt_ros.settings import ModelSettings
+import numpy as np
+
+from vggt_ros.evaluation import sequences, synthetic
+from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
+from vggt_ros.inference import Network, load_network
+from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.settings import PATCH_SIZE, ModelSettings
+from vggt_ros.synthetic.sequences import SEQUENCES
 from vggt_ros.training.recipes import HEIGHT, QUERIES, WIDTH
 from vggt_ros.training.samples import SyntheticSource
+
+_TRUTH = 'truth'
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    scenes = parser.add_mutually_exclusive_group(required=True)
+    scenes.add_argument('--synthetic', action='store_true', help='windows of random rooms')
+    scenes.add_argument(
+        '--sequence', choices=[*SEQUENCES, 'all'], help='a long way through one room'
+    )
+    parser.add_argument(
+        '--model',
+        default=ModelSettings().checkpoint,
+        help='checkpoint, as the node takes it; with --sequence also truth',
+    )
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--seed', type=int, default=0, help='of rooms and noise')
+    parser.add_argument('--windows', type=int, default=200, help='of --synthetic')
+    parser.add_argument(
+        '--frames', type=int, help='of each window, 8 if not given; of the way, 500'
+    )
+    parser.add_argument(
+        '--noise',
+        type=_errors,
+        default=Errors(),
+        metavar='DEPTH,TURN,SHIFT',
+        help='of truth: per cent of depth, degrees, per cent of the extent of a window',
+    )
+    parser.add_argument('--drop-window', type=int, help='of --sequence, counted from 0')
+    parser.add_argument('--json', type=Path, help='file for the figures; of all, a list')
+    asked = parser.parse_args()
+    if asked.model == _TRUTH and not asked.sequence:
+        parser.error('--model truth is for --sequence')
+    if asked.model != _TRUTH and asked.noise != Errors():
+        parser.error('--noise is for --model truth')
+    return asked
+
+
+def _errors(text: str) -> Errors:
+    parts = [float(part) for part in text.split(',')]
+    if len(parts) != 3 or min(parts) < 0:
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected three numbers, 0 or more')
+    return Errors(parts[0] / 100, math.radians(parts[1]), parts[2] / 100)
+
+
+def judge_sequence(asked: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Map a sequence and compare."""
+    frames = asked.frames or 500
+    way = SEQUENCES[name](frames)
+    truth = way.world_from_camera.numpy()
+    told = {'sequence': name, 'frames': frames, 'seed': asked.seed}
+    world = sequences.world_of(way)
+    knows_all = asked.model == _TRUTH
+    network: Network = (
+        TruthNetwork(world, asked.noise, seed=asked.seed) if knows_all else load(asked)
+    )
+    width = network.image_width
+    height = max(round(0.75 * width / PATCH_SIZE), 1) * PATCH_SIZE
+    if knows_all:
+        images = np.broadcast_to(np.uint8(0), (frames, height, width, 3))
+        updates = sequences.map_way(network, images, asked.drop_window)
+        found = sequences.measure(
+            updates, truth, lambda i: world.depth(i * sequences.STEP_NS, height, width), None
+        )
+    else:
+        images, depth = sequences.render_way(way, asked.seed, height, width)
+        updates = sequences.map_way(network, images, asked.drop_window)
+        found = sequences.measure(updates, truth, lambda i: depth[i], images)
+    return {**told, 'model': network.name, **found}
+
+
+def load(asked: argparse.Namespace) -> Any:
+    """Load the network, and say so if its figures mean nothing."""
+    network = load_network(ModelSettings(checkpoint=asked.model, device=asked.device))
+    if not network.trained:
+        print('the network is UNTRAINED: its figures mean nothing')
+    return network
 
 
 def main() -> None:
     """Evaluate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--synthetic', action='store_true', required=True)
-    parser.add_argument('--checkpoint', default=ModelSettings().checkpoint)
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--seed', type=int, default=0, help='of the test windows')
-    parser.add_argument('--windows', type=int, default=200)
-    parser.add_argument('--frames', type=int, default=8)
-    parser.add_argument('--json', type=Path, help='file for the figures')
-    asked = parser.parse_args()
-    network = load_network(ModelSettings(checkpoint=asked.checkpoint, device=asked.device))
-    source = SyntheticSource('test', asked.seed, HEIGHT, WIDTH, QUERIES)
-    figures = evaluate_windows(network, source, asked.windows, asked.frames)
-    if not network.trained:
-        print('the network is UNTRAINED: its column means nothing')
-    print(as_table(figures))
+    asked = parse()
+    figures: dict[str, Any] | list[dict[str, Any]]
+    try:
+        if asked.sequence:
+            names = list(SEQUENCES) if asked.sequence == 'all' else [asked.sequence]
+            figures = [judge_sequence(asked, name) for name in names]
+            print(sequences.as_table(figures))
+            figures = figures if asked.sequence == 'all' else figures[0]
+        else:
+            source = SyntheticSource('test', asked.seed, HEIGHT, WIDTH, QUERIES)
+            figures = synthetic.evaluate_windows(
+                load(asked), source, asked.windows, asked.frames or 8
+            )
+            print(synthetic.as_table(figures))
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f'evaluate: {error}')
     if asked.json is not None:
         asked.json.write_text(json.dumps(figures, indent=1) + '\n')
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -68,6 +69,27 @@ def sift_motion(images: Tensor, intrinsics: Tensor) -> Tensor:
         for second in range(first + 1, len(grey)):
             motions.append(_pair_motion(matcher, found[first], found[second], matrix))
     return torch.from_numpy(np.stack(motions))
+
+
+def sift_odometry(images: npt.NDArray[np.uint8], matrix: Array) -> Array:
+    """
+    Chain the motions of neighbouring frames, each step of length 1: two views tell no scale.
+
+    :param images: (S, H, W, 3), RGB.
+    :param matrix: (3, 3), pixels.
+    :returns: map_from_camera (S, 4, 4).
+    """
+    detector, matcher = cv.SIFT_create(), cv.BFMatcher()
+    poses = [np.eye(4)]
+    before = None
+    for image in images:
+        found = detector.detectAndCompute(cv.cvtColor(image, cv.COLOR_RGB2GRAY), None)
+        if before is not None:
+            new_from_old = np.eye(4)
+            new_from_old[:3] = _pair_motion(matcher, before, found, matrix)
+            poses.append(poses[-1] @ np.linalg.inv(new_from_old))
+        before = found
+    return np.stack(poses)
 
 
 def _pair_motion(matcher: Any, one: Features, other: Features, matrix: Array) -> Array:

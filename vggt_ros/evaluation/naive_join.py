@@ -18,15 +18,15 @@ from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.reconstruct import Reconstruction
 
 
-def join_by_centres(windows: Sequence[tuple[Sequence[int], Reconstruction]]) -> dict[int, Array]:
+def join_by_centres(windows: Sequence[tuple[Sequence[int], Reconstruction]]) -> list[Sim3]:
     """
     Chain windows.
 
     :param windows: frame numbers and geometry; each shares at least three with the one before.
-    :returns: map_from_camera (4, 4) of each frame, from the first window that has it.
+    :returns: map_from_window of each.
     :raises ValueError: if shared centres do not determine a similarity at all.
     """
-    poses: dict[int, Array] = {}
+    joined: list[Sim3] = []
     before: dict[int, Array] = {}
     for ids, reconstruction in windows:
         map_from_window = Sim3()
@@ -36,5 +36,5 @@ def join_by_centres(windows: Sequence[tuple[Sequence[int], Reconstruction]]) -> 
             map_from_window = fit_sim3(there, reconstruction.window_from_camera[here, :3, 3])
         placed = map_from_window.place(reconstruction.window_from_camera)
         before = dict(zip(ids, placed, strict=True))
-        poses = {**before, **poses}
-    return poses
+        joined.append(map_from_window)
+    return joined

@@ -25,9 +25,13 @@ _ON_WALLS = 4  # the last solids: pictures, doors, shelves
 _SOLIDS = len(KINDS) - 1
 
 
-def furnish(draws: Draws) -> Scene:
-    """Make one room for each seed, its centre at the origin of x and y, its floor at z = 0."""
-    half = _room_size(draws)
+def furnish(draws: Draws, half: Tensor | None = None) -> Scene:
+    """
+    Make one room for each seed, its centre at the origin of x and y, its floor at z = 0.
+
+    :param half: (B, 3) m, half the extent of the rooms; None: drawn as well.
+    """
+    half = _room_size(draws) if half is None else half
     centre, half_size, yaw = _furniture(draws, half)
     room_centre = torch.stack([torch.zeros_like(half[:, 2])] * 2 + [half[:, 2]], dim=-1)
     return Scene(

@@ -56,7 +56,7 @@ def stop_and_go(frames: int) -> Sequence:
     return Sequence((half + 3, float(y[-1]) / 2 + 2, 1.4), _level(x - half, y - y[-1] / 2, yaw))
 
 
-def pure_rotation(frames: int) -> Sequence:
+def rotation(frames: int) -> Sequence:
     """Turn once on the spot: there is no parallax at all."""
     angle = 2 * math.pi * _count(frames) / frames
     return Sequence((4.0, 3.0, 1.4), _level(0 * angle, 0 * angle, angle))
@@ -77,7 +77,7 @@ SEQUENCES: dict[str, Callable[[int], Sequence]] = {
     'corridor': corridor,
     'loop': loop,
     'stop_and_go': stop_and_go,
-    'pure_rotation': pure_rotation,
+    'rotation': rotation,
     'handheld': handheld,
 }
 

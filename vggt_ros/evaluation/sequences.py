@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The map of a long way against the truth, beside simpler ways to join what a network said.
+
+- `centres`: the same windows, joined by their camera centres alone, as peers do.
+- `two_view`: no network; the motions of neighbouring frames from SIFT and OpenCV, chained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.baselines import sift_odometry
+from vggt_ros.evaluation.naive_join import join_by_centres
+from vggt_ros.evaluation.trajectory import compare_orientations, compare_paths
+from vggt_ros.evaluation.truth_network import World, true_intrinsics
+from vggt_ros.frames import Frame
+from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.inference import Network
+from vggt_ros.model.prediction import Prediction
+from vggt_ros.preprocess import Batch
+from vggt_ros.reconstruct import PredictionError
+from vggt_ros.scene_map import MapUpdate
+from vggt_ros.settings import Settings
+from vggt_ros.synthetic.draws import Draws
+from vggt_ros.synthetic.render import render
+from vggt_ros.synthetic.rooms import clear_the_way, furnish
+from vggt_ros.synthetic.sequences import Sequence as Way
+from vggt_ros.synthetic.windows import window_seeds
+
+STEP_NS = 50_000_000  # from frame to frame
+_RENDERED_AT_ONCE = 20  # frames
+_STANDING = 1e-6  # m; a way that is shorter has no position error
+
+DepthOf = Callable[[int], npt.NDArray[np.floating]]  # of a frame: (H, W) m
+
+
+def world_of(way: Way) -> World:
+    """Put a sequence into an empty room with the origin in its middle."""
+    poses = way.world_from_camera.numpy().copy()
+    poses[:, 2, 3] -= way.half_room[2]
+    return World(np.array(way.half_room), lambda stamps: poses[np.array(stamps) // STEP_NS])
+
+
+def render_way(
+    way: Way, seed: int, height: int, width: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """
+    Show what a camera sees on its way through a furnished room.
+
+    :param seed: of the furniture; that of the test split.
+    :returns: images (S, H, W, 3), RGB, and depth (S, H, W) in m.
+    """
+    draws = Draws(window_seeds('test', seed, 0, 1))
+    poses = way.world_from_camera.float()
+    room = clear_the_way(furnish(draws, torch.tensor([way.half_room])), poses[None, :, :3, 3])
+    matrix = torch.from_numpy(true_intrinsics(height, width)).float()
+    parts = [
+        render(room, part, matrix.expand(len(part), 3, 3), height, width)
+        for part in poses.split(_RENDERED_AT_ONCE)
+    ]
+    images, depth = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+    return images, depth
+
+
+def map_way(
+    network: Network, images: Iterable[npt.NDArray[np.uint8]], lost: int | None = None
+) -> list[MapUpdate]:
+    """
+    Send frames through an engine with windows of 8 and a stride of 4.
+
+    :param images: S images (H, W, 3); frame i has the stamp i · `STEP_NS`.
+    :param lost: a window, counted from 0, of which the network says nothing that can be used.
+    """
+    settings = Settings.from_flat({'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0})
+    engine = StreamingEngine(settings, network if lost is None else _Losing(network, lost))
+    updates = []
+    for i, image in enumerate(images):
+        try:
+            update = engine.add(Frame(image, i * STEP_NS, 'camera'))
+        except PredictionError:
+            continue
+        if update is not None:
+            updates.append(update)
+    return updates
+
+
+class _Losing:
+    """A network that fails once."""
+
+    def __init__(self, network: Network, window: int) -> None:
+        self.name, self.trained = network.name, network.trained
+        self.device, self.precision = network.device, network.precision
+        self.image_width = network.image_width
+        self._network, self._window = network, window
+
+    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        prediction = self._network(batch, heads)
+        if batch.window_id == self._window and prediction.depth is not None:
+            prediction.depth.fill_(torch.nan)
+        return prediction
+
+
+def measure(
+    updates: Sequence[MapUpdate],
+    truth: Array,
+    depth_of: DepthOf,
+    images: npt.NDArray[np.uint8] | None,
+) -> dict[str, Any]:
+    """
+    Compare the largest map with the truth.
+
+    :param updates: of `map_way`.
+    :param truth: (S, 4, 4), camera-to-world, of all frames.
+    :param images: (S, H, W, 3), for the baseline that needs them; None: it is left out.
+    :returns: `ours` and `baselines` by name, each with `ate_percent` (absolute trajectory error
+        after one Sim(3), rms, of the length of the way), `rotation_deg` (mean, after one
+        rotation), `scale_drift_percent` (largest change of the unit against the first window),
+        `maps`, `windows` and `frames`. None stands where a figure has no meaning.
+    """
+    maps = sorted({update.map_id for update in updates})
+    mine = {each: [u for u in updates if u.map_id == each] for each in maps}
+    if not mine:
+        raise ValueError('there is no map: the way is shorter than a window')
+    largest = max(mine.values(), key=len)
+    windows = [(update.batch.ids, update.reconstruction) for update in largest]
+    ours = [update.alignment.map_from_window for update in largest]
+    told = {'maps': len(maps), 'windows': len(largest)}
+    baselines: dict[str, dict[str, Any]] = {}
+    try:
+        joined = join_by_centres(windows)
+    except ValueError:  # centres that are all in one place determine nothing
+        baselines['centres'] = {**_figures({}, truth), 'scale_drift_percent': None, **told}
+    else:
+        baselines['centres'] = {**_judge(largest, joined, truth, depth_of), **told}
+    if images is not None:
+        poses = sift_odometry(images, true_intrinsics(*images.shape[1:3]))
+        baselines['two_view'] = {
+            **_figures(dict(enumerate(poses)), truth),
+            'scale_drift_percent': None,
+            'maps': 1,
+            'windows': len(poses) - 1,
+        }
+    return {'ours': {**_judge(largest, ours, truth, depth_of), **told}, 'baselines': baselines}
+
+
+def _judge(
+    updates: list[MapUpdate], map_from_window: list[Sim3], truth: Array, depth_of: DepthOf
+) -> dict[str, Any]:
+    """Measure the frames of windows from the first window that has them."""
+    poses: dict[int, Array] = {}
+    units = []
+    for update, placed in zip(updates, map_from_window, strict=True):
+        cameras = placed.place(update.reconstruction.window_from_camera)
+        poses = {**dict(zip(update.batch.ids, cameras, strict=True)), **poses}
+        found = placed.scale * update.reconstruction.depth[-1]
+        units.append(np.median(found / depth_of(update.batch.ids[-1])))
+    drift = np.abs(np.array(units) / units[0] - 1).max()
+    return {**_figures(poses, truth), 'scale_drift_percent': 100 * float(drift)}
+
+
+def _figures(poses: dict[int, Array], truth: Array) -> dict[str, Any]:
+    numbers = sorted(poses)
+    figures: dict[str, Any] = {
+        'ate_percent': None,
+        'rotation_deg': None,
+        'frames': len(numbers),
+    }
+    if not numbers:
+        return figures
+    true, estimate = truth[numbers], np.stack([poses[number] for number in numbers])
+    figures['rotation_deg'] = math.degrees(compare_orientations(true, estimate).mean())
+    if np.ptp(true[:, :3, 3], axis=0).max() > _STANDING:
+        try:
+            figures['ate_percent'] = compare_paths(true, estimate).position_percent
+        except ValueError:  # an estimate that stands still has no similarity to the truth
+            figures['ate_percent'] = None
+    return figures
+
+
+COLUMNS = ('ate_percent', 'rotation_deg', 'scale_drift_percent', 'maps', 'windows', 'frames')
+
+
+def as_table(found: Sequence[dict[str, Any]]) -> str:
+    """Lay the figures of some sequences out for a person, as Markdown."""
+    lines = ['| sequence | joined by | ' + ' | '.join(COLUMNS) + ' |', '|---|---|' + '--:|' * 6]
+    for each in found:
+        for row, figures in {'ours': each['ours'], **each['baselines']}.items():
+            cells = ' | '.join(_cell(figures[name]) for name in COLUMNS)
+            lines.append(f'| {each["sequence"]} | {row} | {cells} |')
+    return '\n'.join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return '-' if value is None else f'{value:.3g}'

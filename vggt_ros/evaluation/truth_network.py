@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a network would say that knows the truth, but for errors of a known size.
+
+Like a real network it tells each window in a frame and a unit of its own; both follow from the
+window's number, so that runs can be repeated. It errs as much as it is told to, in each window
+anew. Everything behind the network can be measured with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vggt_ros.geometry.camera import encode_pose, invert_rigid
+from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.rotation import matrix_from_quaternion
+from vggt_ros.model.prediction import Prediction
+from vggt_ros.preprocess import Batch
+
+FIELD_OF_VIEW = 1.2  # horizontal, radians; pixels are square
+CONFIDENCE, LOW_CONFIDENCE = 5.0, 1.0  # the leftmost column of each image is not to be trusted
+
+
+@dataclass(frozen=True)
+class World:
+    """An empty box-shaped room around the origin, and a camera's way through it."""
+
+    half_room: Array  # (3,), half the extent in x, y, z, metres
+    cameras: Callable[[list[int]], Array]  # stamps, ns, to room_from_camera (S, 4, 4)
+
+    def depth(self, stamp_ns: int, height: int, width: int) -> Array:
+        """Measure the depth (H, W) along the optical axis, in metres."""
+        return self.meet_walls(stamp_ns, height, width)[0]
+
+    def meet_walls(self, stamp_ns: int, height: int, width: int) -> tuple[Array, Array]:
+        """
+        Follow the ray of each pixel to a wall.
+
+        :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
+        """
+        camera = self.cameras([stamp_ns])[0]
+        rows, columns = np.indices((height, width), float)
+        pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
+        rays = pixels @ np.linalg.inv(true_intrinsics(height, width)).T @ camera[:3, :3].T
+        with np.errstate(divide='ignore', invalid='ignore'):
+            to_walls = (np.sign(rays) * self.half_room - camera[:3, 3]) / rays
+        depth: Array = np.where(rays == 0, np.inf, to_walls).min(-1)
+        return depth, camera[:3, 3] + depth[..., None] * rays
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Standard deviations of what is told, independent for each pixel and camera."""
+
+    depth: float = 0.0  # relative
+    rotation: float = 0.0  # rad, of the angle
+    translation: float = 0.0  # of the distance, over the extent of the window's cameras
+
+
+class TruthNetwork:
+    """The truth in a random frame and scale; see `vggt_ros.inference.Network`."""
+
+    name = 'truth'
+    trained = True
+    device = 'cpu'
+    precision = 'float64'
+
+    def __init__(
+        self, world: World, errors: Errors | None = None, image_width: int = 56, seed: int = 0
+    ) -> None:
+        """
+        Look at a world.
+
+        :param errors: what is not known exactly; None: all is.
+        :param image_width: of the images that it wants, pixels.
+        :param seed: of frames, scales and errors.
+        """
+        self.image_width = image_width
+        self._world = world
+        self._errors = errors or Errors()
+        self._seed = seed
+
+    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+        """Say what the cameras of this batch really see."""
+        if not set(heads) <= {'camera', 'depth'}:
+            raise ValueError(f'the truth is asked for {heads}, it has camera and depth')
+        height, width = batch.images.shape[-2:]
+        stamps = [frame.stamp_ns for frame in batch.frames]
+        generator = np.random.default_rng([self._seed, batch.window_id])
+        scale, window_from_room = random_frame(generator)
+        window_from_camera = window_from_room @ self._err_in_poses(
+            self._world.cameras(stamps), generator
+        )
+        window_from_camera[:, :3, 3] *= scale
+        depth = scale * np.stack([self._world.depth(stamp, height, width) for stamp in stamps])
+        depth *= 1 + self._errors.depth * generator.normal(size=depth.shape)
+        confidence = torch.full((1, len(stamps), height, width), CONFIDENCE)
+        confidence[..., 0] = LOW_CONFIDENCE
+        intrinsics = torch.from_numpy(true_intrinsics(height, width)).expand(len(stamps), 3, 3)
+        camera_from_window = invert_rigid(torch.from_numpy(window_from_camera))
+        encodings = encode_pose(camera_from_window, intrinsics, height, width)
+        return Prediction(
+            pose_encodings=[encodings.unsqueeze(0)],
+            depth=torch.from_numpy(depth).float().unsqueeze(0),
+            depth_confidence=confidence,
+        )
+
+    def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
+        """Turn and move each camera by chance."""
+        moved = cameras.copy()
+        extent = np.linalg.norm(np.ptp(cameras[:, :3, 3], axis=0))
+        # three components that are independent make a third of the variance each
+        turn = self._errors.rotation / np.sqrt(3) * generator.normal(size=(len(cameras), 3))
+        step = self._errors.translation / np.sqrt(3) * generator.normal(size=(len(cameras), 3))
+        moved[:, :3, 3] += extent * step
+        half = np.concatenate([turn / 2, np.ones((len(cameras), 1))], -1)  # of small angles
+        moved[:, :3, :3] @= matrix_from_quaternion(torch.from_numpy(half)).numpy()
+        return moved
+
+
+def true_intrinsics(height: int, width: int) -> Array:
+    """Return the camera matrix (3, 3) for an image of this size, in the network's convention."""
+    focal = (width / 2) / np.tan(FIELD_OF_VIEW / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
+def random_frame(generator: np.random.Generator) -> tuple[float, Array]:
+    """
+    Choose how the network tells the truth about a window.
+
+    :returns: scale, and `window_from_room` (4, 4), rigid.
+    """
+    window_from_room = np.eye(4)
+    quaternion = torch.from_numpy(generator.normal(size=4))
+    window_from_room[:3, :3] = matrix_from_quaternion(quaternion).numpy()
+    window_from_room[:3, 3] = generator.normal(size=3)
+    return float(np.exp(generator.uniform(-1, 1))), window_from_room
