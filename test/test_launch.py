@@ -66,7 +66,11 @@ def wait_for_state(asker, service, wanted):
 
 def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(asker, tmp_path):
     log = tmp_path / 'log'
-    process = start(log, 'namespace:=robot', 'image_topic:=/front/image', 'log_level:=warn')
+    process = start(
+        log,
+        *('namespace:=robot', 'image_topic:=/front/image', 'log_level:=warn'),
+        *('scale_source:=odometry', 'odometry_topic:=/wheel/odometry'),
+    )
     try:
         assert wait_for_state(asker, '/robot/vggt/get_state', 'active') == 'active', (
             log.read_text()
@@ -74,6 +78,7 @@ def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(
         topics = dict(asker[0].get_topic_names_and_types())
         assert topics['/front/image'] == ['sensor_msgs/msg/Image']
         assert asker[0].count_subscribers('/front/image') == 1
+        assert asker[0].count_subscribers('/wheel/odometry') == 1
         assert '/robot/vggt/points' in topics
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
