@@ -79,20 +79,17 @@ def _errors(text: str) -> Errors:
     return Errors(parts[0] / 100, math.radians(parts[1]), parts[2] / 100)
 
 
-def judge_sequence(asked: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Map a sequence and compare."""
+def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None) -> dict[str, Any]:
+    """Map a sequence and compare; without a network, with one that knows the truth."""
     frames = asked.frames or 500
     way = SEQUENCES[name](frames)
     truth = way.world_from_camera.numpy()
     told = {'sequence': name, 'frames': frames, 'seed': asked.seed}
     world = sequences.world_of(way)
-    knows_all = asked.model == _TRUTH
-    network: Network = (
-        TruthNetwork(world, asked.noise, seed=asked.seed) if knows_all else load(asked)
-    )
+    network = loaded or TruthNetwork(world, asked.noise, seed=asked.seed)
     width = network.image_width
     height = max(round(0.75 * width / PATCH_SIZE), 1) * PATCH_SIZE
-    if knows_all:
+    if loaded is None:
         images = np.broadcast_to(np.uint8(0), (frames, height, width, 3))
         updates = sequences.map_way(network, images, asked.drop_window)
         found = sequences.measure(
@@ -120,7 +117,8 @@ def main() -> None:
     try:
         if asked.sequence:
             names = list(SEQUENCES) if asked.sequence == 'all' else [asked.sequence]
-            figures = [judge_sequence(asked, name) for name in names]
+            network = None if asked.model == _TRUTH else load(asked)
+            figures = [judge_sequence(asked, name, network) for name in names]
             print(sequences.as_table(figures))
             figures = figures if asked.sequence == 'all' else figures[0]
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,8 @@ def _judge(
     units = []
     for update, placed in zip(updates, map_from_window, strict=True):
         cameras = placed.place(update.reconstruction.window_from_camera)
-        poses = {**dict(zip(update.batch.ids, cameras, strict=True)), **poses}
+        for number, camera in zip(update.batch.ids, cameras, strict=True):
+            poses.setdefault(number, camera)
         found = placed.scale * update.reconstruction.depth[-1]
         units.append(np.median(found / depth_of(update.batch.ids[-1])))
     drift = np.abs(np.array(units) / units[0] - 1).max()
@@ -179,10 +181,9 @@ def _figures(poses: dict[int, Array], truth: Array) -> dict[str, Any]:
     true, estimate = truth[numbers], np.stack([poses[number] for number in numbers])
     figures['rotation_deg'] = math.degrees(compare_orientations(true, estimate).mean())
     if np.ptp(true[:, :3, 3], axis=0).max() > _STANDING:
-        try:
+        # an estimate that stands still has no similarity to the truth
+        with suppress(ValueError):
             figures['ate_percent'] = compare_paths(true, estimate).position_percent
-        except ValueError:  # an estimate that stands still has no similarity to the truth
-            figures['ate_percent'] = None
     return figures
 
 

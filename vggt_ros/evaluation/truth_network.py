@@ -91,7 +91,7 @@ class TruthNetwork:
         height, width = batch.images.shape[-2:]
         stamps = [frame.stamp_ns for frame in batch.frames]
         generator = np.random.default_rng([self._seed, batch.window_id])
-        scale, window_from_room = random_frame(generator)
+        scale, window_from_room = _random_frame(generator)
         window_from_camera = window_from_room @ self._err_in_poses(
             self._world.cameras(stamps), generator
         )
@@ -128,7 +128,7 @@ def true_intrinsics(height: int, width: int) -> Array:
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
 
-def random_frame(generator: np.random.Generator) -> tuple[float, Array]:
+def _random_frame(generator: np.random.Generator) -> tuple[float, Array]:
     """
     Choose how the network tells the truth about a window.
 
