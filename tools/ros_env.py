@@ -220,9 +220,11 @@ def shell_script(lines: list[tuple[str, str, str]]) -> str:
     return text
 
 
-def call(environment: Environment, command: list[str]) -> None:
+def call(
+    environment: Environment, command: list[str], more: dict[str, str] | None = None
+) -> None:
     """Run a step with its output in the log; on failure show the log's end and stop."""
-    env = apply(variables(environment, built=False))
+    env = apply(variables(environment, built=False)) | (more or {})
     began = time.monotonic()
     with environment.log.open('a') as log:
         log.write(f'\n$ {shlex.join(command)}\n')
@@ -338,7 +340,10 @@ def fill_wheels(environment: Environment) -> None:
         target = str(environment.build / 'uv')
         call(environment, [*pip, *PIP_INSTALL, '--target', target, 'uv>=0.5'])
     command = [uv, 'pip', 'install', '--python', python, '--no-progress']
-    call(environment, [*command, *uv_sources(pip), *wanted])
+    configured = pip_settings(pip)
+    # pip's own bundle of certificates: behind a proxy that signs, nothing else is trusted.
+    trusted = {'SSL_CERT_FILE': configured['cert']} if 'cert' in configured else {}
+    call(environment, [*command, *uv_sources(configured), *wanted], trusted)
     if users:
         # Written last: pip must not take ROS packages from there for packages of this prefix.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
@@ -354,13 +359,19 @@ def pip_python(environment: Environment) -> str:
     return python
 
 
-def uv_sources(pip: list[str]) -> list[str]:
-    """Return options that make uv look for packages where pip is configured to look."""
+def pip_settings(pip: list[str]) -> dict[str, str]:
+    """Return how pip is configured, by the names of its options."""
     shown = subprocess.run(
         [*pip, 'config', 'list'], check=True, capture_output=True, text=True
     ).stdout
-    # Environment variables come last, as ':env:.find-links', and win.
-    configured = dict(re.findall(r"^[^\s=]*\.([\w-]+)='(.*)'$", shown, re.MULTILINE))
+    # Environment variables, as ':env:.find-links', win wherever they stand.
+    settings = re.findall(r"^([^\s=]*)\.([\w-]+)='(.*)'$", shown, re.MULTILINE)
+    settings.sort(key=lambda setting: setting[0] == ':env:')
+    return {name: value for _, name, value in settings}
+
+
+def uv_sources(configured: dict[str, str]) -> list[str]:
+    """Return options that make uv look for packages where pip is configured to look."""
     options = ['--index-strategy', 'unsafe-best-match']  # pip's: the best of all places
     for key, option in (
         ('index-url', '--default-index'),
