@@ -220,9 +220,7 @@ def shell_script(lines: list[tuple[str, str, str]]) -> str:
     return text
 
 
-def call(
-    environment: Environment, command: list[str], more: dict[str, str] | None = None
-) -> None:
+def call(environment: Environment, command: list[str], more: dict[str, str] | None = None) -> None:
     """Run a step with its output in the log; on failure show the log's end and stop."""
     env = apply(variables(environment, built=False)) | (more or {})
     began = time.monotonic()
