@@ -107,7 +107,7 @@ def _leave_room(origin: Tensor, ray: Tensor) -> Tensor:
 
 
 # Each of these returns where rays (S, 3, P) from origins (S, 3, 1) enter and leave a solid, (S, P)
-# each; a ray that misses leaves before it enters, or its results are NaN.
+# each; a ray that misses leaves before or where it enters.
 
 
 def _inside_cube(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,8 @@ def _inside_ball(origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
     squared_length = ray.square().sum(1)
     nearest = (origin * ray).sum(1) / -squared_length
     miss = (origin + nearest[:, None] * ray).square().sum(1)
-    half = ((1 - miss) / squared_length).sqrt()
+    # Of a ray that misses: 0, so that it leaves where it enters. The root of a negative is slow.
+    half = ((1 - miss).clamp(min=0) / squared_length).sqrt()
     return nearest - half, nearest + half
 
 

@@ -152,7 +152,9 @@ class Trainer:
         if not self.parts:
             raise ValueError('there is nothing to train: no part has both a loss and its freedom')
         self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.parts.values(), settings.weight_decay), lr=settings.learning_rate
+            _decay_groups(self.parts.values(), settings.weight_decay),
+            lr=settings.learning_rate,
+            fused=True,
         )
         self.average = copy.deepcopy(model).requires_grad_(False)
 
