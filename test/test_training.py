@@ -58,23 +58,29 @@ class OneSample:
 
 
 def test_it_learns_windows_by_heart():
-    windows, steps = 8, 120
+    windows, steps = 8, 300
+    source = OneSample(windows, 2)
     settings = TrainSettings(
         windows=windows * steps,
         batch=windows,
         frames=(2,),
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         weight_decay=0.0,
+        ema=0.99,
         precision='float32',
         losses=LossSettings(depth=DenseLoss(kept=0.0)),
         matching=MATCHING,
+        validation_windows=windows,
     )
-    trainer = Trainer(new_model(), OneSample(windows, 2), settings)
+    trainer = Trainer(new_model(), source, settings)
     first = trainer.step()
     for _ in range(steps - 1):
-        last = trainer.step()
+        trainer.step()
+    last = trainer.validate(source)
     told = {name: last[name] / first[name] for name in ('camera', 'depth_error', 'matching')}
-    assert told['camera'] < 0.3 and told['depth_error'] < 0.4 and told['matching'] < 0.4, told
+    # Matching cannot vanish: a point between patches has several right answers.
+    assert told['camera'] < 0.1 and told['depth_error'] < 0.2 and told['matching'] < 0.3, told
+    assert last['matching_first'] > 0.9
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):

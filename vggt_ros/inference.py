@@ -13,13 +13,14 @@ from typing import Protocol
 
 import torch
 
+from vggt_ros.embedded import find_embedded
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch
 from vggt_ros.settings import ModelSettings
 
-UNTRAINED = 'untrained'
+UNTRAINED, EMBEDDED = 'untrained', 'embedded'  # checkpoints that are no files
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,15 @@ class Network(Protocol):
 class VGGTNetwork:
     """VGGT with its weights on a device."""
 
-    def __init__(self, model: VGGT, name: str, trained: bool, precision: str) -> None:
+    def __init__(
+        self, model: VGGT, name: str, trained: bool, precision: str, image_width: int = 0
+    ) -> None:
         parameter = next(model.parameters())
         self.name = name
         self.trained = trained
         self.device = str(parameter.device)
         self.precision = precision
-        self.image_width = model.config.img_size
+        self.image_width = image_width or model.config.img_size
         self._model = model.eval()
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
@@ -83,9 +86,12 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     """
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
-    trained = settings.checkpoint != UNTRAINED
+    name, trained, width = settings.checkpoint, settings.checkpoint != UNTRAINED, 0
     if trained:
         model = load_model(settings.checkpoint)
+        if settings.checkpoint == EMBEDDED:
+            about = find_embedded()[1]
+            name, width = f'{EMBEDDED} (small, trained on {about.trained_on})', about.image_width
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same random weights every time
@@ -93,7 +99,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     if precision != torch.float32:
         store_linear_weights(model, precision)
     network = VGGTNetwork(
-        model.to(device), settings.checkpoint, trained, str(precision).removeprefix('torch.')
+        model.to(device), name, trained, str(precision).removeprefix('torch.'), width
     )
     logger.info('network %s on %s in %s', network.name, network.device, network.precision)
     if not trained:
@@ -107,10 +113,10 @@ def load_model(checkpoint: str) -> VGGT:
     """
     Load a network on the CPU, in float32.
 
-    :param checkpoint: a file, or a repository of a hub, see `resolve`.
+    :param checkpoint: 'embedded', a file, or a repository of a hub, see `resolve`.
     :raises CheckpointError: if the weights cannot be had or do not fit.
     """
-    path = resolve(checkpoint)
+    path = find_embedded()[0] if checkpoint == EMBEDDED else resolve(checkpoint)
     return build_vggt(_read_config(path), path)
 
 

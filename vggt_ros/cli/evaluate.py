@@ -24,11 +24,11 @@ import numpy as np
 
 from vggt_ros.evaluation import sequences, synthetic
 from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
-from vggt_ros.inference import Network, load_network
+from vggt_ros.inference import Network, VGGTNetwork, load_network
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.settings import PATCH_SIZE, ModelSettings
 from vggt_ros.synthetic.sequences import SEQUENCES
-from vggt_ros.training.recipes import HEIGHT, QUERIES, WIDTH
+from vggt_ros.training.recipes import QUERIES
 from vggt_ros.training.samples import SyntheticSource
 
 _TRUTH = 'truth'
@@ -52,6 +52,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--device', default='auto')
     parser.add_argument('--seed', type=int, default=0, help='of rooms and noise')
     parser.add_argument('--windows', type=int, default=200, help='of --synthetic')
+    parser.add_argument(
+        '--width', type=int, default=0, help="of --synthetic images, pixels; 0: the network's own"
+    )
     parser.add_argument(
         '--frames', type=int, help='of each window, 8 if not given; of the way, 500'
     )
@@ -87,8 +90,7 @@ def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None)
     told = {'sequence': name, 'frames': frames, 'seed': asked.seed}
     world = sequences.world_of(way)
     network = loaded or TruthNetwork(world, asked.noise, seed=asked.seed)
-    width = network.image_width
-    height = max(round(0.75 * width / PATCH_SIZE), 1) * PATCH_SIZE
+    height, width = image_size(network.image_width)
     if loaded is None:
         images = np.broadcast_to(np.uint8(0), (frames, height, width, 3))
         updates = sequences.map_way(network, images, asked.drop_window)
@@ -102,7 +104,12 @@ def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None)
     return {**told, 'model': network.name, **found}
 
 
-def load(asked: argparse.Namespace) -> Any:
+def image_size(width: int) -> tuple[int, int]:
+    """Return height and width of 4:3 images in whole patches."""
+    return max(round(0.75 * width / PATCH_SIZE), 1) * PATCH_SIZE, width
+
+
+def load(asked: argparse.Namespace) -> VGGTNetwork:
     """Load the network, and say so if its figures mean nothing."""
     network = load_network(ModelSettings(checkpoint=asked.model, device=asked.device))
     if not network.trained:
@@ -122,10 +129,10 @@ def main() -> None:
             print(sequences.as_table(figures))
             figures = figures if asked.sequence == 'all' else figures[0]
         else:
-            source = SyntheticSource('test', asked.seed, HEIGHT, WIDTH, QUERIES)
-            figures = synthetic.evaluate_windows(
-                load(asked), source, asked.windows, asked.frames or 8
-            )
+            judged = load(asked)
+            size = image_size(asked.width or judged.image_width)
+            source = SyntheticSource('test', asked.seed, *size, QUERIES)
+            figures = synthetic.evaluate_windows(judged, source, asked.windows, asked.frames or 8)
             print(synthetic.as_table(figures))
     except (ValueError, CheckpointError) as error:
         sys.exit(f'evaluate: {error}')

@@ -11,6 +11,7 @@ Train the small network on synthetic rooms, or another one on recordings; go on 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -27,7 +28,7 @@ from vggt_ros.io.recordings import open_recording
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.training.initialise import start_from_nothing
-from vggt_ros.training.loop import Trainer, train
+from vggt_ros.training.loop import CONFIG, LAST, Trainer, train
 from vggt_ros.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
 from vggt_ros.training.recordings import RecordedSource
 from vggt_ros.training.samples import Source, SyntheticSource
@@ -73,6 +74,21 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def first_weights(arguments: argparse.Namespace) -> VGGT:
+    """
+    Make the network that training begins with, or one for the weights that it goes on from.
+
+    :raises CheckpointError: if the weights to begin with cannot be had.
+    """
+    if (arguments.folder / LAST).exists():
+        return VGGT(VGGTConfig.from_dict(json.loads((arguments.folder / CONFIG).read_text())))
+    if arguments.checkpoint:
+        return load_model(arguments.checkpoint)
+    model = VGGT(VGGTConfig.small())
+    start_from_nothing(model, arguments.seed)
+    return model
+
+
 def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Source]:
     """
     Make network, source and trainer, and the source to validate on.
@@ -89,11 +105,7 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Traine
         asked['frames'] = tuple(arguments.frames)
     settings = replace(RECIPES[arguments.recipe], **asked)
     torch.manual_seed(arguments.seed)
-    if arguments.checkpoint:
-        model = load_model(arguments.checkpoint)
-    else:
-        model = VGGT(VGGTConfig.small())
-        start_from_nothing(model, arguments.seed)
+    model = first_weights(arguments)
     source: SyntheticSource | RecordedSource
     if arguments.data:
         recordings = [open_recording(path) for path in arguments.data]

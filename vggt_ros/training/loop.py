@@ -38,6 +38,7 @@ from vggt_ros.training.matching import MatchingLoss, matching_loss, recorded, tr
 from vggt_ros.training.samples import Sample, Source
 
 PARTS = ('aggregator', 'camera_head', 'depth_head', 'point_head', 'track_head')
+LAST, BEST, CONFIG = 'last.pt', 'best.pt', 'config.json'  # files of a run
 SAVE_SECONDS = 300.0  # that an interruption may cost
 DENSE, SPARSE = ('depth', 'points'), ('camera', 'tracks')
 
@@ -366,10 +367,10 @@ def train(
     """
     settings = trainer.settings
     folder.mkdir(parents=True, exist_ok=True)
-    last, best = folder / 'last.pt', folder / 'best.pt'
+    last, best = folder / LAST, folder / BEST
     if trainer.rank == 0:
         config = trainer.model.config.to_dict()
-        (folder / 'config.json').write_text(json.dumps(config, indent=1) + '\n')
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + '\n')
     lowest = math.inf
     if last.exists():
         state = torch.load(last, map_location=trainer.device, weights_only=True)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network that comes with the package: written, checked, loaded."""
+
+import json
+
+import pytest
+import torch
+
+from vggt_ros import embedded
+from vggt_ros.embedded import find_embedded, write_embedded
+from vggt_ros.inference import load_network
+from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.settings import ModelSettings
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return VGGT(VGGTConfig.tiny()).eval()
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    write_embedded(tiny, 84, 'nothing at all', 'none', tmp_path / 'weights')
+    return tmp_path / 'weights'
+
+
+def test_what_is_written_is_what_runs(tiny, folder, monkeypatch, caplog):
+    path, about = find_embedded(folder)
+    assert about.image_width == 84 and about.licence == 'Apache-2.0'
+    assert path.stat().st_size < 2.2 * sum(p.numel() for p in tiny.parameters())  # float16
+    monkeypatch.setattr(embedded.find_embedded, '__defaults__', (folder,))
+    caplog.set_level('INFO')
+    network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
+    assert network.image_width == 84 and network.trained
+    assert 'nothing at all' in network.name and network.name in caplog.text
+    images = torch.rand(1, 2, 3, 56, 84)
+    with torch.no_grad():
+        expected = tiny(images, heads=('camera',)).pose_encodings[-1]
+    found = network.predict(images, ('camera',)).pose_encodings[-1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+def test_damage_is_found(folder):
+    path = folder / embedded.WEIGHTS
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r'has the SHA-256 \w+, expected \w+'):
+        find_embedded(folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        find_embedded(folder)
+
+
+def test_facts_that_are_not_understood_are_refused(folder):
+    (folder / embedded.ABOUT).write_text(json.dumps({'colour': 'red'}))
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        find_embedded(folder)
+
+
+def test_weights_beyond_float16_are_refused(tiny, tmp_path):
+    with torch.no_grad():
+        tiny.camera_head.trunk_norm.weight[0] = 1e6
+    with pytest.raises(ValueError, match=r'trunk_norm.*beyond float16'):
+        write_embedded(tiny, 84, '', '', tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_too_large_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, 'LARGEST', 1000)
+    with pytest.raises(ValueError, match='at most 1000'):
+        write_embedded(tiny, 84, '', '', tmp_path)
