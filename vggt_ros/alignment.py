@@ -29,7 +29,7 @@ import torch
 
 from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
-from vggt_ros.geometry.rotation import nearest_rotation
+from vggt_ros.geometry.rotation import nearest_rotation, rotation_angle
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.reconstruct import Reconstruction
 
@@ -57,6 +57,12 @@ class Alignment:
     # Extent of the shared cameras over their median depth: near 0, the camera stood or turned on
     # the spot, and only depth tells the scale; NaN without overlap.
     parallax: float
+    # How the shared cameras scatter about the joint, by which `uncertainty` judges it: variances
+    # along each axis, in map units and rad, about the middle (3,) of the shared cameras in the
+    # map. NaN with fewer than two of them.
+    shift_variance: float
+    turn_variance: float
+    middle: Array
     scale_held: bool  # neither depth nor motion told the scale: it is that of the window before
     trusted: bool
     note: str  # why it is not trusted, '' if it is
@@ -98,8 +104,7 @@ def align(
     """
     shared = [] if placed is None else sorted(set(ids) & set(placed.ids))
     if placed is None or not shared:
-        nothing = 'no frame is shared with the map'
-        return Alignment(Sim3(), 0, np.nan, np.nan, np.nan, np.nan, False, False, nothing)
+        return _nothing_shared()
     frames = [
         _share(
             placed.reconstruction,
@@ -121,16 +126,38 @@ def align(
     note = (
         '' if trusted else f'points of the shared frames differ by {residual:.2g} of their depth'
     )
+    shift_variance, turn_variance = _scatter(frames, old_from_new)
+    centres = np.stack([frame.old_camera[:3, 3] for frame in frames])
     return Alignment(
-        placed.map_from_window @ old_from_new,
-        len(shared),
-        residual,
-        float(np.mean(distance <= _INLIER)),
-        depth_residual,
-        parallax,
-        held,
-        trusted,
-        note,
+        map_from_window=placed.map_from_window @ old_from_new,
+        shared=len(shared),
+        residual=residual,
+        inliers=float(np.mean(distance <= _INLIER)),
+        depth_residual=depth_residual,
+        parallax=parallax,
+        shift_variance=shift_variance * placed.map_from_window.scale**2,
+        turn_variance=turn_variance,
+        middle=placed.map_from_window.apply(centres.mean(0)),
+        scale_held=held,
+        trusted=trusted,
+        note=note,
+    )
+
+
+def _nothing_shared() -> Alignment:
+    return Alignment(
+        map_from_window=Sim3(),
+        shared=0,
+        residual=np.nan,
+        inliers=np.nan,
+        depth_residual=np.nan,
+        parallax=np.nan,
+        shift_variance=np.nan,
+        turn_variance=np.nan,
+        middle=np.full(3, np.nan),
+        scale_held=False,
+        trusted=False,
+        note='no frame is shared with the map',
     )
 
 
@@ -183,6 +210,18 @@ def _fit_cameras(frames: list[_SharedFrame], scale: float) -> Sim3:
         weights = np.minimum(1, _HUBER * np.median(miss) / miss)
         weights /= weights.sum()
     return fitted
+
+
+def _scatter(frames: list[_SharedFrame], old_from_new: Sim3) -> tuple[float, float]:
+    """Give the variances along each axis of how the cameras differ: in length and in rad."""
+    if len(frames) == 1:
+        return np.nan, np.nan
+    old = np.stack([frame.old_camera for frame in frames])
+    placed = old_from_new.place(np.stack([frame.new_camera for frame in frames]))
+    shifts = placed[:, :3, 3] - old[:, :3, 3]
+    turns = rotation_angle(torch.from_numpy(old[:, :3, :3].transpose(0, 2, 1) @ placed[:, :3, :3]))
+    freedom = 3 * (len(frames) - 1)  # the means over the cameras took one value for each axis
+    return float(np.square(shifts).sum()) / freedom, float(turns.square().sum()) / freedom
 
 
 def _distances(frame: _SharedFrame, old_from_new: Sim3) -> Array:

@@ -30,6 +30,7 @@ from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
 from vggt_ros.rectify import Rectifier, take_as_rectified
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
+from vggt_ros.uncertainty import PoseUncertainty
 from vggt_ros.window import SlidingWindow, Window
 
 HEADS = ('camera', 'depth')  # the point head is left out: unprojected depth is more accurate
@@ -62,6 +63,7 @@ class StreamingEngine:
             else take_as_rectified
         )
         self._intrinsics = IntrinsicsKeeper(camera)
+        self._uncertainty = PoseUncertainty()
         self._fitted: dict[int, FittedImage] = {}
         self._placed: PlacedWindow | None = None
         self._map_id = -1
@@ -176,12 +178,19 @@ class StreamingEngine:
             self._map_id += 1
             self._events['maps'] += 1
             self._scale.start_map()
+            self._uncertainty.start_map()
             logger.info('map %d starts: %s', self._map_id, started_because)
+        confidence = reconstruction.confidence.mean((1, 2))
+        if not started_because and self._placed is not None:
+            shared = [number in self._placed.ids for number in batch.ids]
+            self._uncertainty.join(alignment, float(confidence[shared].mean()))
         is_new = tuple(number > self._newest_id for number in batch.ids)
         self._newest_id = batch.ids[-1]
         self._placed = PlacedWindow(batch.ids, reconstruction, alignment.map_from_window)
         self._restart_because = ''
         metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
+        centres = alignment.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
+        covariance = self._uncertainty.covariance(centres, confidence, metric.spread)
         return MapUpdate(
             map_id=self._map_id,
             map_started_because=started_because,
@@ -192,6 +201,7 @@ class StreamingEngine:
             reconstruction=reconstruction,
             alignment=alignment,
             metric=metric,
+            map_covariance=covariance,
             model=self._network.name,
             model_trained=self._network.trained,
             seconds=seconds,

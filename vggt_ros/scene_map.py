@@ -16,6 +16,7 @@ import torch
 
 from vggt_ros.alignment import Alignment
 from vggt_ros.geometry.camera import unproject
+from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.metric_scale import MetricScale
 from vggt_ros.preprocess import Batch
@@ -45,6 +46,7 @@ class MapUpdate:
     reconstruction: Reconstruction
     alignment: Alignment
     metric: MetricScale
+    map_covariance: Array | None  # (S, 6, 6) of the cameras, see `PoseUncertainty`; None: unknown
     model: str  # name of the network
     model_trained: bool  # False: random weights, the geometry means nothing
     seconds: dict[str, float]  # time of each step: preprocess, inference, reconstruct, align
@@ -59,6 +61,15 @@ class MapUpdate:
     def map_from_camera(self) -> npt.NDArray[np.float64]:
         """The cameras: (S, 4, 4), rigid, camera-to-map."""
         return self.world_from_window.place(self.reconstruction.window_from_camera)
+
+    @property
+    def covariance(self) -> Array | None:
+        """How well `map_from_camera` is known: (S, 6, 6), x, y, z and fixed axes, or None."""
+        if self.map_covariance is None:
+            return None
+        lengths = np.array([self.metric.factor] * 3 + [1.0] * 3)
+        scaled: Array = self.map_covariance * np.outer(lengths, lengths)
+        return scaled
 
     def depth(self, i: int) -> npt.NDArray[np.float32]:
         """Depth of frame i along the optical axis: (H, W), NaN where not trusted."""

@@ -74,11 +74,23 @@ def make_poses(world_from_camera: npt.NDArray[np.float64]) -> list[Pose]:
     ]
 
 
-def make_odometry(header: Header, child_frame: str, pose: Pose) -> Odometry:
-    """Make the odometry of one camera: a pose of unknown accuracy, the speed not measured."""
+def make_odometry(
+    header: Header,
+    child_frame: str,
+    pose: Pose,
+    covariance: npt.NDArray[np.float64] | None,
+) -> Odometry:
+    """
+    Make the odometry of one camera; its speed is not measured.
+
+    :param covariance: (6, 6), x, y, z and the rotations about the fixed axes; None: unknown.
+    """
     message = Odometry(header=header, child_frame_id=child_frame)
     message.pose.pose = pose
-    message.pose.covariance[0] = _UNKNOWN
+    if covariance is None:
+        message.pose.covariance[0] = _UNKNOWN
+    else:
+        message.pose.covariance = covariance.ravel()
     message.twist.covariance[0] = _UNKNOWN
     return message
 

@@ -106,7 +106,9 @@ class MapPublishers:
             publisher.publish(make_cloud(in_world, update.points(i)))
         if publisher := self._heard('~/odometry'):
             child = self._settings.camera_frame_prefix
-            publisher.publish(make_odometry(in_world, child, pose))
+            known = update.covariance
+            covariance = None if known is None else known[i]
+            publisher.publish(make_odometry(in_world, child, pose, covariance))
 
     def _publish_window(self, update: MapUpdate, poses: list[Pose], arrived: float) -> None:
         world_frame = self._settings.world_frame

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How well the cameras of a map are known, from how well its windows agree.
+
+A window and the one before put each shared camera twice into the map. These pairs scatter about
+the joint that was fitted to them, and that scatter is all that is measured here. With n shared
+cameras, pairs that scatter with the variance v along each axis, and errors that are independent:
+
+- the joint, a mean over n pairs, has the variance v / n. Errors of joints add up along the map,
+  those of rotation with their lever from the shared cameras to the camera in question;
+- a camera within its window has v / 2, since a pair holds two such errors. The first camera of
+  the map has that, too: it defines the map's frame, so its error tilts all that follows;
+- the network's confidence goes against its expected error (the minimum of the loss
+  gamma * e * c - alpha * log(c) over c is at e = alpha / (gamma * c), VGGT section 3.4), so a
+  camera whose frame has half of the confidence of the shared ones gets twice their deviation;
+- where the scale is measured, its relative deviation moves a camera away from the map's origin.
+
+Not contained: what all windows have in common, such as a network that bends every straight way;
+and the drift of the unit between measurements of the scale. The truth is then outside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vggt_ros.alignment import Alignment
+from vggt_ros.geometry.poses import Array
+
+_FEWEST = 2  # shared cameras; one agrees with itself always
+
+
+class PoseUncertainty:
+    """The covariance of the cameras of the map that is being made."""
+
+    def __init__(self) -> None:
+        self._joints = np.zeros((6, 6))  # of the newest window, as a body at the map's origin
+        self._scatter: tuple[float, float] | None = None  # variances: unit^2, rad^2
+        self._confidence = np.nan  # of the frames that these were measured by
+
+    def start_map(self) -> None:
+        """Begin with a window that nothing is known of but that it is the map."""
+        self._joints = np.zeros((6, 6))
+        self._scatter = None
+
+    def join(self, alignment: Alignment, confidence: float) -> None:
+        """
+        Take the joint of the next window.
+
+        :param confidence: mean over its shared frames.
+        """
+        if alignment.shared < _FEWEST:
+            self._joints += np.full((6, 6), np.nan)  # the way from here to the origin is unknown
+            return
+        shift, turn = alignment.shift_variance, alignment.turn_variance
+        if self._scatter is None:
+            self._joints += np.diag([shift] * 3 + [turn] * 3) / 2  # the first camera
+        # The joint turns about the middle of the shared cameras, where it is known best.
+        about = np.eye(6)
+        about[:3, 3:] = _cross(alignment.middle)
+        spread = np.diag([shift] * 3 + [turn] * 3) / alignment.shared
+        self._joints += about @ spread @ about.T
+        self._scatter, self._confidence = (shift, turn), confidence
+
+    def covariance(self, centres: Array, confidence: Array, scale_spread: float) -> Array | None:
+        """
+        Say how well cameras of the newest window are known.
+
+        :param centres: (S, 3), in map units.
+        :param confidence: (S,), mean over each frame.
+        :param scale_spread: relative deviation of the scale; NaN: unknown, left out.
+        :returns: (S, 6, 6), of x, y, z and of the rotations about the fixed axes of the map, in
+            map units and rad; None while no joint of the map has told.
+        """
+        if self._scatter is None or not np.isfinite(self._joints).all():
+            return None
+        shift, turn = self._scatter
+        own = np.diag([shift] * 3 + [turn] * 3) / 2
+        told = []
+        for centre, trust in zip(centres, confidence, strict=True):
+            at = np.eye(6)
+            at[:3, 3:] = -_cross(centre)
+            one = at @ self._joints @ at.T + own * (self._confidence / trust) ** 2
+            if np.isfinite(scale_spread):
+                one[:3, :3] += scale_spread**2 * np.outer(centre, centre)
+            told.append(one)
+        return np.stack(told)
+
+
+def _cross(vector: Array) -> Array:
+    """Return the matrix (3, 3) that takes the cross product with a vector from the left."""
+    x, y, z = vector
+    return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
