@@ -41,16 +41,17 @@ ARGUMENTS = {
     'depth_topic': ('sensor_depth', 'topic of registered depth, for scale_source depth'),
     'checkpoint': ('', 'weights of the network; empty: as in the params file'),
     'device': ('', 'torch device; empty: as in the params file'),
-    'params_file': (os.path.join(CONFIG, 'vggt.yaml'), 'parameter file; empty: none'),
+    'params_file': (os.path.join(CONFIG, 'vggt.yaml'), 'parameter file; none: the defaults'),
     'use_sim_time': ('false', 'take the time from /clock'),
     'rviz': ('false', 'start RViz too'),
     'log_level': ('info', 'debug, info, warn, error or fatal'),
     'autostart': ('true', 'configure and activate the node'),
     'fastdds_profile': (
         os.path.join(CONFIG, 'fastdds.xml'),
-        'Fast DDS profile for large messages, unless the environment names one; empty: none',
+        'Fast DDS profile for large messages, unless the environment names one; none: not any',
     ),
 }
+NONE = ('', 'none')  # the command line cannot give an empty value
 GIVEN_ON = ('checkpoint', 'device', 'scale_source')  # to the node, where they are not empty
 
 
@@ -79,7 +80,11 @@ def _start(context):
 
 
 def _make_node(values):
-    parameters = [values['params_file']] if values['params_file'] else []
+    parameters = []
+    if values['params_file'] not in NONE:
+        if not os.path.isfile(values['params_file']):  # launch_ros would only warn
+            raise RuntimeError(f"params_file is '{values['params_file']}', which is no file")
+        parameters.append(values['params_file'])
     parameters.append({'use_sim_time': _is_true(values['use_sim_time'])})
     parameters += [{name: values[name]} for name in GIVEN_ON if values[name]]
     return LifecycleNode(
@@ -134,7 +139,7 @@ def _make_rviz(values):
 
 
 def _set_profile(profile):
-    if not profile or any(name in os.environ for name in PROFILE_VARIABLES):
+    if profile in NONE or any(name in os.environ for name in PROFILE_VARIABLES):
         return []
     return [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -47,7 +48,18 @@ def start(log, *arguments):
             env={**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN)},
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that `end` reaches the node, too
+            # A shell that runs the tests in the background has them ignore SIGINT, and launch
+            # would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+
+
+def end(process):
+    """Leave nothing running, whatever happened."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def wait_for_state(asker, service, wanted):
@@ -83,7 +95,7 @@ def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     finally:
-        process.kill()
+        end(process)
     assert 'Traceback' not in log.read_text()
 
 
@@ -96,6 +108,17 @@ def test_a_bad_setting_leaves_the_node_unconfigured_with_a_sentence(asker, tmp_p
             time.sleep(0.2)
         assert '/nowhere/weights.pt' in log.read_text()
         assert wait_for_state(asker, '/vggt/get_state', 'unconfigured') == 'unconfigured'
-    finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)  # launch itself takes long to end on a full machine
+    finally:
+        end(process)
+
+
+def test_a_parameter_file_that_is_not_there_ends_the_launch(tmp_path):
+    log = tmp_path / 'log'
+    process = start(log, 'params_file:=/nowhere/mine.yaml')
+    try:
+        assert process.wait(LONGEST) == 1
+    finally:
+        end(process)
+    assert "params_file is '/nowhere/mine.yaml', which is no file" in log.read_text()

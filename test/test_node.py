@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import math
 import signal
 import time
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from vggt_ros.evaluation.truth_network import true_intrinsics
+from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.ros.messages import make_header, make_poses, ns_from_time
 from vggt_ros.ros.publish import TOPICS
@@ -419,13 +421,18 @@ class Robot:
         stamped = TransformStamped(header=header, child_frame_id=child, transform=transform)
         self.publishers[topic].publish(TFMessage(transforms=[stamped]))
 
-    def say(self, kind, numbers):
-        """Publish what `scale_source` needs for the images of these numbers."""
+    def say(self, kind, numbers, drift=None):
+        """
+        Publish what `scale_source` needs for the images of these numbers.
+
+        :param drift: (4, 4), of the odometry; None: it is exact.
+        """
         self.place('base', 'camera', BASE_NS, self.base_from_camera, 'tf_static')
         for stamp in map(stamp_of, numbers):
             base = true_cameras([stamp])[0] @ np.linalg.inv(self.base_from_camera)
             if kind == 'tf':
-                self.place('odom', 'base', stamp, base, 'tf')
+                place = base if drift is None else drift @ base
+                self.place('odom', 'base', stamp, place, 'tf')
             if kind == 'odometry':
                 told = Odometry(header=make_header('odom', stamp), child_frame_id='base')
                 told.pose.pose = make_poses(base[None])[0]
@@ -450,7 +457,7 @@ def robot(idle):
     yield made
     made.close()
     idle.change('deactivate', 'cleanup')
-    idle.set(scale_source='none')
+    idle.set(scale_source='none', tf_mode='cameras')
 
 
 @pytest.mark.parametrize('kind', ['tf', 'odometry', 'depth'])
@@ -511,6 +518,87 @@ def test_what_cannot_tell_the_scale_is_said_and_the_map_goes_on(idle, kind, said
         robot.close()
         idle.change('deactivate', 'cleanup')
         idle.set(scale_source='none')
+
+
+def start_in_map(idle, robot, **settings):
+    idle.set(tf_mode='map_to_odom', **settings)
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    heard = robot.publishers['tf'].get_subscription_count
+    idle.spin_until(lambda: heard() > 1, what='tf')  # the driver hears /tf too
+
+
+def in_map(idle, child):
+    """Wait for what is said of a child of `map` from now on."""
+    idle.spin_for(0.3)  # a window may have been placed but not told yet
+    idle.got['tf'].clear()
+
+    def said():
+        return [
+            each
+            for message in idle.got['tf']
+            for each in message.transforms
+            if (each.header.frame_id, each.child_frame_id) == ('map', child)
+        ]
+
+    idle.spin_until(said, what=f'map -> {child}')
+    newest = said()[-1]
+    pose = pose_from_message(newest.transform.translation, newest.transform.rotation)
+    return matrices_from_poses(np.array([pose]))[0]
+
+
+def test_the_robot_is_placed_in_the_map_by_its_odom_frame(idle, robot):
+    drift = np.eye(4)  # the odometry slips: from then on it is wrong by this
+    drift[:2, :2] = [[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]]
+    drift[:3, 3] = 1, -2, 0.1
+    start_in_map(idle, robot, scale_source='tf')
+    robot.say('tf', range(SIZE))
+    idle.send(range(SIZE))
+    idle.wait_windows(1)
+    np.testing.assert_allclose(in_map(idle, 'odom'), np.eye(4), atol=1e-6)
+    # The world hangs beside it, where the first camera was.
+    np.testing.assert_allclose(
+        in_map(idle, 'vggt_world'), true_cameras([stamp_of(0)])[0], atol=0.02
+    )
+    later = range(SIZE, SIZE + STRIDE)
+    robot.say('tf', later, drift)
+    idle.send(later)
+    idle.wait_windows(2)
+    corrected = in_map(idle, 'odom')
+    np.testing.assert_allclose(corrected, np.linalg.inv(drift), atol=0.03)
+    # A new map does not move the robot.
+    idle.call('reset', Trigger.Request())
+    later = range(SIZE + STRIDE, 2 * SIZE + STRIDE)
+    robot.say('tf', later, drift)
+    idle.send(later)
+    assert idle.wait_windows(3)[2].map_id == 1
+    np.testing.assert_allclose(in_map(idle, 'odom'), corrected, atol=1e-6)
+    frames = {(t.header.frame_id, t.child_frame_id) for m in idle.got['tf'] for t in m.transforms}
+    assert frames <= {('map', 'odom'), ('map', 'vggt_world'), ('odom', 'base')}
+
+
+@pytest.mark.parametrize(
+    ('scale', 'above', 'cause', 'sentence'),
+    [
+        ('none', None, 'map_to_odom_scale', "'map' -> 'odom' waits for metres"),
+        ('tf', 'elsewhere', 'map_to_odom_taken', "'odom' hangs on 'elsewhere' already"),
+        ('fixed', None, 'map_to_odom_tf', "nothing connects 'odom' and 'camera'"),
+    ],
+)
+def test_a_robot_that_cannot_be_placed_is_left_alone(idle, robot, scale, above, cause, sentence):
+    start_in_map(idle, robot, scale_source=scale)
+    if scale != 'fixed':
+        robot.say('tf', range(SIZE))
+    if above:
+        robot.place(above, 'odom', BASE_NS, np.eye(4), 'tf_static')
+    idle.spin_for(0.3)
+    before = idle.node_process.said().count(sentence)
+    idle.send(range(SIZE))
+    idle.wait_windows(1)
+    idle.wait_health(**{cause: 1})
+    assert idle.node_process.said().count(sentence) > before
+    idle.spin_for(0.3)
+    assert not any(t.header.frame_id == 'map' for m in idle.got['tf'] for t in m.transforms)
 
 
 def test_publishers_are_reliable_and_the_camera_is_heard_at_any_reliability(idle):

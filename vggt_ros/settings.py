@@ -194,7 +194,7 @@ class ScaleSettings:
     scale_source: str = setting(
         'none',
         'What tells how long a metre is. none: nothing, lengths are in a unit of the network; '
-        "fixed: scale_factor; tf: the camera's way in scale_frame, by /tf; odometry: the "
+        "fixed: scale_factor; tf: the camera's way in odom_frame, by /tf; odometry: the "
         "camera's way by the topic odometry; depth: images of a depth sensor on the topic "
         'sensor_depth, registered to the camera.',
         choices=('none', 'fixed', 'tf', 'odometry', 'depth'),

@@ -30,9 +30,11 @@ def interpolate_poses(
     :param beyond: s before the first and after the last pose for which that pose is taken.
     :returns: (M, 4, 4); NaN where no two neighbours are near enough.
     """
-    after = np.searchsorted(stamps, wanted).clip(1, max(len(stamps) - 1, 1))
-    if len(stamps) < 2:
+    if len(stamps) == 0:
         return np.full((len(wanted), 4, 4), np.nan)
+    if len(stamps) == 1:  # as if it had come twice
+        stamps, poses = stamps.repeat(2), poses.repeat(2, axis=0)
+    after = np.searchsorted(stamps, wanted).clip(1, len(stamps) - 1)
     before = after - 1
     gap = stamps[after] - stamps[before]
     share = (wanted - stamps[before]) / np.maximum(gap, 1e-9)

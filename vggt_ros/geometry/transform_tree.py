@@ -90,6 +90,12 @@ class TransformTree:
         found: Array = target_from_common @ common_from_source
         return found
 
+    def parent(self, frame: str) -> str | None:
+        """Say what a frame hangs on; None if on nothing."""
+        with self._lock:
+            link = self._links.get(frame)
+            return None if link is None else link.parent
+
     def root(self, frame: str) -> str:
         """
         Find what a frame hangs on in the end; itself if it has no parent.

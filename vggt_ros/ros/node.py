@@ -40,6 +40,7 @@ from vggt_ros.ros.log import RosLogHandler
 from vggt_ros.ros.parameters import NodeSettings, Parameters
 from vggt_ros.ros.pipeline import Pipeline
 from vggt_ros.ros.publish import MapPublishers
+from vggt_ros.ros.robot_frames import RobotFrames
 from vggt_ros.ros.scale_inputs import ScaleInputs
 from vggt_ros.settings import ModelSettings, Settings
 
@@ -88,6 +89,7 @@ class VggtNode(LifecycleNode):
         self._node_settings = NodeSettings()
         self._network: Network | None = None
         self._engine: StreamingEngine | None = None
+        self._robot_frames: RobotFrames | None = None
         self._scale_inputs: ScaleInputs | None = None
         self._map_publishers: MapPublishers | None = None
         self._pipeline: Pipeline | None = None
@@ -103,7 +105,10 @@ class VggtNode(LifecycleNode):
             self.get_logger().error(f'cannot be configured: {error}')
             self._free()
             return FAILURE
-        self._scale_inputs = ScaleInputs(self._settings.scale, self._node_settings)
+        self._robot_frames = RobotFrames()
+        self._scale_inputs = ScaleInputs(
+            self._settings.scale, self._node_settings, self._robot_frames
+        )
         self._engine = StreamingEngine(self._settings, self._network, self._scale_inputs.source())
         self._map_publishers = MapPublishers(self, self._node_settings)
         self._counts = Counter()
@@ -120,6 +125,7 @@ class VggtNode(LifecycleNode):
             self._network,
             self._engine,
             self._map_publishers,
+            self._robot_frames,
             self._scale_inputs,
             self._counts,
         )
@@ -182,7 +188,7 @@ class VggtNode(LifecycleNode):
             self._pipeline = None
 
     def _free(self) -> None:
-        self._network = self._engine = self._scale_inputs = None
+        self._network = self._engine = self._robot_frames = self._scale_inputs = None
         if self._map_publishers is not None:
             self._map_publishers.destroy()
             self._map_publishers = None

@@ -14,6 +14,7 @@ it is remembered, and *configure* fails with it until the parameter is set.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import textwrap
@@ -49,14 +50,18 @@ class NodeSettings:
     tf_mode: str = setting(
         'cameras',
         'Transforms on /tf. cameras: <camera_frame_prefix>_0, _1, ... for the frames of the '
-        'window, oldest first; newest: <camera_frame_prefix> for the newest; off: none (in quotes '
-        'in YAML and on the command line, where off alone means false).',
-        choices=('cameras', 'newest', 'off'),
+        'window, oldest first; newest: <camera_frame_prefix> for the newest; map_to_odom: '
+        "map_frame to odom_frame, for navigation (REP-105), from the robot's own odom_frame to "
+        'camera chain, beside map_frame to world_frame: it needs a scale_source; off: none (in '
+        'quotes in YAML and on the command line, where off alone means false).',
+        choices=('cameras', 'newest', 'map_to_odom', 'off'),
     )
-    scale_frame: str = setting(
+    odom_frame: str = setting(
         'odom',
-        "Fixed frame in which /tf tells the camera's way, for scale_source 'tf'.",
+        "Fixed frame in which /tf tells the camera's way, for scale_source 'tf' and tf_mode "
+        "'map_to_odom'.",
     )
+    map_frame: str = setting('map', "Parent of odom_frame with tf_mode 'map_to_odom'.")
     image_transport: str = setting(
         'raw',
         'raw: sensor_msgs/Image on image_raw; compressed: sensor_msgs/CompressedImage (JPEG or '
@@ -92,15 +97,17 @@ class NodeSettings:
 
     def __post_init__(self) -> None:
         check_range(self)
-        for name in ('world_frame', 'camera_frame_prefix', 'scale_frame'):
+        names = ('world_frame', 'camera_frame_prefix', 'odom_frame', 'map_frame')
+        for name in names:
             value = getattr(self, name)
             if not value or value.startswith('/'):
                 raise ValueError(f"{name} is '{value}', expected a name without a leading slash")
-        if self.world_frame == self.camera_frame_prefix:
-            raise ValueError(
-                f"camera_frame_prefix is '{self.camera_frame_prefix}', expected another name than "
-                'that of world_frame'
-            )
+        for name, other in itertools.combinations(names, 2):
+            if getattr(self, name) == getattr(self, other):
+                raise ValueError(
+                    f"{other} is '{getattr(self, other)}', expected another name than that of "
+                    f'{name}'
+                )
 
 
 def declared_settings() -> list[Field[Any]]:

@@ -18,8 +18,10 @@ from vggt_ros.inference import Network
 from vggt_ros.ros.diagnostics import Diagnostics
 from vggt_ros.ros.intake import ImageIntake
 from vggt_ros.ros.log import RateLimitedLog
+from vggt_ros.ros.map_to_odom import MapToOdom
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import MapPublishers
+from vggt_ros.ros.robot_frames import RobotFrames
 from vggt_ros.ros.scale_inputs import ScaleInputs
 from vggt_ros.ros.transforms import CameraTransforms
 from vggt_ros.ros.worker import InferenceWorker, ReceivedImage
@@ -39,6 +41,7 @@ class Pipeline:
         network: Network,
         engine: StreamingEngine,
         publishers: MapPublishers,
+        robot_frames: RobotFrames,
         scale_inputs: ScaleInputs,
         counts: Counter[str],
     ) -> None:
@@ -54,12 +57,18 @@ class Pipeline:
         self._log = RateLimitedLog(node.get_logger())
         self._diagnostics = Diagnostics(node, network)
         self._transforms = CameraTransforms(node, settings, self._log)
+        self._robot_frames = robot_frames
+        self._map_to_odom: MapToOdom | None = None
+        if settings.tf_mode == 'map_to_odom':
+            self._map_to_odom = MapToOdom(node, settings, robot_frames, self._complain_counted)
+        if self._map_to_odom or scale_inputs.asks_frames:
+            robot_frames.start(node)
         self._worker = InferenceWorker(
             engine, self._decode, self._publish, window_stride, counts, self._complain
         )
         self._worker.start()
         self._scale_inputs = scale_inputs
-        scale_inputs.start(node, self._complain_of_scale)
+        scale_inputs.start(node, self._complain_counted)
         self._intake = ImageIntake(node, settings, self._worker.offer, counts, self._complain)
         self._timer = node.create_timer(settings.diagnostics_period, self._report)
         self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
@@ -68,10 +77,13 @@ class Pipeline:
         """End everything, after the window that is being computed."""
         self._intake.destroy()
         self._scale_inputs.stop()
+        self._robot_frames.stop()
         self._node.destroy_timer(self._timer)
         self._node.destroy_service(self._reset)
         self._worker.stop()
         self._transforms.destroy()
+        if self._map_to_odom is not None:
+            self._map_to_odom.destroy()
         self._diagnostics.destroy()
 
     def stop_computing(self, timeout: float) -> bool:
@@ -89,13 +101,15 @@ class Pipeline:
     def _publish(self, update: MapUpdate, newest: ReceivedImage) -> None:
         poses = self._publishers.publish(update, newest.arrived)
         self._transforms.publish(update.batch.frames, poses)
+        if self._map_to_odom is not None:
+            self._map_to_odom.update(update)
         self._diagnostics.note_output(update, newest.arrived)
 
     def _complain(self, kind: str, sentence: str) -> None:
         self._diagnostics.note_error(sentence)
         self._log.warn(kind, sentence)
 
-    def _complain_of_scale(self, kind: str, sentence: str) -> None:
+    def _complain_counted(self, kind: str, sentence: str) -> None:
         self._counts[kind] += 1
         self._log.warn(kind, sentence)
 

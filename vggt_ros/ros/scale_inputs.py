@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from nav_msgs.msg import Odometry
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
-from tf2_msgs.msg import TFMessage
 
 from vggt_ros.geometry.poses import Array, pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
@@ -26,10 +24,9 @@ from vggt_ros.ros.convert import ImageError, decode_depth
 from vggt_ros.ros.messages import ns_from_time
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import make_qos
+from vggt_ros.ros.robot_frames import LARGEST_GAP, MEMORY, RobotFrames
 from vggt_ros.settings import ScaleSettings
 
-_LARGEST_GAP = 0.5  # s between two poses that may be bridged
-_MEMORY = 60.0  # s of poses: a window on a slow device takes that long
 _DEPTH_IMAGES = 60  # kept undecoded: 2 s of a camera, 70 MB of 640x480 floats
 _SAME_MOMENT_NS = 20_000_000  # between an image and the depth that belongs to it
 
@@ -39,19 +36,30 @@ Complain = Callable[[str, str], None]
 class ScaleInputs:
     """The subscriptions that `scale_source` needs, and what came by them."""
 
-    def __init__(self, settings: ScaleSettings, node_settings: NodeSettings) -> None:
-        """Prepare; nothing is subscribed yet."""
+    def __init__(
+        self, settings: ScaleSettings, node_settings: NodeSettings, frames: RobotFrames
+    ) -> None:
+        """
+        Prepare; nothing is subscribed yet.
+
+        :param frames: of the robot.
+        """
         self._kind = settings.scale_source
         self._smallest_travel = settings.scale_min_travel
-        self._fixed_frame = node_settings.scale_frame
+        self._fixed_frame = node_settings.odom_frame
         self._depth_qos = make_qos('best_effort', node_settings.image_depth)
         self._complain: Complain = lambda _kind, _sentence: None
-        self._tf = TransformTree(_LARGEST_GAP, beyond=0.0, memory=_MEMORY)
-        self._odometry = TransformTree(_LARGEST_GAP, beyond=0.0, memory=_MEMORY)
+        self._tf = frames.tree
+        self._odometry = TransformTree(LARGEST_GAP, beyond=0.0, memory=MEMORY)
         self._odometry_frames: tuple[str, str] | None = None  # fixed frame and the robot's
         self._depth: deque[tuple[int, Any]] = deque(maxlen=_DEPTH_IMAGES)
         self._node: Any = None
         self._subscriptions: list[Any] = []
+
+    @property
+    def asks_frames(self) -> bool:
+        """Say whether the frames of the robot are needed."""
+        return self._kind in ('tf', 'odometry')
 
     def source(self) -> ScaleSource | None:
         """Make what the engine asks; None if it needs nothing from outside."""
@@ -72,10 +80,6 @@ class ScaleInputs:
         :param complain: takes the kind of a fault and a sentence about it; counts it.
         """
         self._node, self._complain = node, complain
-        if self._kind in ('tf', 'odometry'):
-            kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-            self._subscribe(TFMessage, '/tf', self._take_moving, QoSProfile(depth=100))
-            self._subscribe(TFMessage, '/tf_static', self._take_static, kept)
         if self._kind == 'odometry':
             self._subscribe(
                 Odometry, 'odometry', self._take_odometry, make_qos('best_effort', 100)
@@ -91,18 +95,6 @@ class ScaleInputs:
 
     def _subscribe(self, kind: Any, topic: str, take: Callable[[Any], None], qos: Any) -> None:
         self._subscriptions.append(self._node.create_subscription(kind, topic, take, qos))
-
-    def _take_moving(self, message: Any) -> None:
-        self._take_transforms(message, static=False)
-
-    def _take_static(self, message: Any) -> None:
-        self._take_transforms(message, static=True)
-
-    def _take_transforms(self, message: Any, static: bool) -> None:
-        for each in message.transforms:
-            pose = pose_from_message(each.transform.translation, each.transform.rotation)
-            stamp = ns_from_time(each.header.stamp) * 1e-9
-            self._tf.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
 
     def _take_odometry(self, message: Any) -> None:
         fixed, moving = message.header.frame_id, message.child_frame_id

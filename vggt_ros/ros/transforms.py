@@ -21,7 +21,7 @@ from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.messages import make_header
 from vggt_ros.ros.parameters import NodeSettings
 
-_TF_QOS = QoSProfile(depth=100)  # as tf2_ros has it: reliable, volatile
+TF_QOS = QoSProfile(depth=100)  # as tf2_ros has it: reliable, volatile
 
 
 class CameraTransforms:
@@ -34,7 +34,9 @@ class CameraTransforms:
         self._prefix = settings.camera_frame_prefix
         self._log = log
         self._publisher = (
-            None if self._mode == 'off' else node.create_publisher(TFMessage, '/tf', _TF_QOS)
+            node.create_publisher(TFMessage, '/tf', TF_QOS)
+            if self._mode in ('cameras', 'newest')
+            else None
         )
 
     def publish(self, frames: Sequence[Frame], poses: Sequence[Pose]) -> None:

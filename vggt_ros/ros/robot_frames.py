@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where the robot's frames are, as /tf and /tf_static tell it: one subscription for all who ask.
+
+The callbacks run in the executor and only remember; any thread may ask the tree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from tf2_msgs.msg import TFMessage
+
+from vggt_ros.geometry.poses import pose_from_message
+from vggt_ros.geometry.transform_tree import TransformTree
+from vggt_ros.ros.messages import ns_from_time
+
+LARGEST_GAP = 0.5  # s between two poses that may be bridged
+MEMORY = 60.0  # s of poses: a window on a slow device takes that long
+
+_MOVING = QoSProfile(depth=100)  # as tf2_ros has them
+_STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class RobotFrames:
+    """The subscriptions and the tree that they fill."""
+
+    def __init__(self) -> None:
+        """Prepare; nothing is subscribed yet."""
+        self.tree = TransformTree(LARGEST_GAP, beyond=0.0, memory=MEMORY)
+        self._node: Any = None
+        self._subscriptions: list[Any] = []
+
+    def start(self, node: Any) -> None:
+        """Subscribe."""
+        self._node = node
+        self._subscriptions = [
+            node.create_subscription(TFMessage, '/tf', self._take_moving, _MOVING),
+            node.create_subscription(TFMessage, '/tf_static', self._take_static, _STATIC),
+        ]
+
+    def stop(self) -> None:
+        """Take the subscriptions off the graph; what came is kept."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _take_moving(self, message: Any) -> None:
+        self._take(message, static=False)
+
+    def _take_static(self, message: Any) -> None:
+        self._take(message, static=True)
+
+    def _take(self, message: Any, static: bool) -> None:
+        for each in message.transforms:
+            pose = pose_from_message(each.transform.translation, each.transform.rotation)
+            stamp = ns_from_time(each.header.stamp) * 1e-9
+            self.tree.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
