@@ -101,7 +101,7 @@ def test_every_parameter_is_described_with_its_range(make):
         ({'min_parallax': 2.0}, 'min_parallax'),
         ({'min_parallax': math.nan}, 'min_parallax'),
         ({'max_stamp_gap': math.inf}, 'max_stamp_gap'),
-        ({'tf_mode': 'all'}, 'cameras, newest, off'),
+        ({'tf_mode': 'all'}, 'cameras, newest, map_to_odom, off'),
         ({'checkpoint': True}, 'Wrong parameter type'),
     ],
 )

@@ -165,7 +165,7 @@ def test_every_part_learns_when_every_head_has_a_loss():
     trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, losses=losses))
     told = trainer.step()
     assert {name for name in told if name.startswith('gradient_')} == {
-        f'gradient_{part}' for part in PARTS
+        f'gradient_{part}' for part in (*PARTS, 'reader')
     }
     unused = {
         name

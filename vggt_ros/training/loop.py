@@ -34,7 +34,13 @@ from vggt_ros.model.attention import explicit_attention, use_attention
 from vggt_ros.model.block import Block
 from vggt_ros.model.vggt import HEADS
 from vggt_ros.training.losses import LossSettings, compute_losses
-from vggt_ros.training.matching import MatchingLoss, matching_loss, recorded, true_places
+from vggt_ros.training.matching import (
+    FlowReader,
+    MatchingLoss,
+    matching_loss,
+    recorded,
+    true_places,
+)
 from vggt_ros.training.samples import Sample, Source
 
 PARTS = ('aggregator', 'camera_head', 'depth_head', 'point_head', 'track_head')
@@ -152,6 +158,10 @@ class Trainer:
                 module.recompute = settings.recompute
         if not self.parts:
             raise ValueError('there is nothing to train: no part has both a loss and its freedom')
+        self.reader: FlowReader | None = None
+        if settings.matching is not None and settings.matching.flow > 0:
+            self.reader = FlowReader(model, settings.matching).to(self.device)
+            self.parts['reader'] = list(self.reader.parameters())
         self.optimizer = torch.optim.AdamW(
             _decay_groups(self.parts.values(), settings.weight_decay),
             lr=settings.learning_rate,
@@ -225,6 +235,8 @@ class Trainer:
         size = images.shape[-2], images.shape[-1]
         grid = model.grid(size)
         rounds = model.rounds_for(heads)
+        if self.reader is not None and settings.matching is not None:
+            rounds |= set(settings.matching.blocks)
         queries = None if truth.tracks is None else truth.tracks[:, 0]
         lower = settings.precision == 'bfloat16'
         with (
@@ -254,14 +266,13 @@ class Trainer:
             found = compute_losses(prediction, compared, settings.losses)
             losses = {**losses, **found, 'total': losses.get('total', 0) + found['total']}
         if settings.matching is not None:
-            found = matching_loss(
-                records,
-                true_places(truth, grid),
-                model.aggregator.special_tokens,
-                settings.matching,
-            )
-            losses |= found
-            losses['total'] = losses['total'] + settings.matching.weight * found['matching']
+            targets = true_places(truth, grid)
+            special = model.aggregator.special_tokens
+            losses |= matching_loss(records, targets, special, settings.matching)
+            losses['total'] = losses['total'] + settings.matching.weight * losses['matching']
+            if self.reader is not None:
+                losses['flow'] = self.reader.loss(kept, targets, special, grid)
+                losses['total'] = losses['total'] + settings.matching.flow * losses['flow']
         return losses
 
     def _average_gradients(self, parts: Iterable[list[nn.Parameter]]) -> None:
@@ -320,6 +331,7 @@ class Trainer:
             'model': self.model.state_dict(),
             'average': self.average.state_dict(),
             'optimizer': self.optimizer.state_dict(),
+            'reader': {} if self.reader is None else self.reader.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -333,6 +345,8 @@ class Trainer:
         self.model.load_state_dict(state['model'])
         self.average.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
+        if self.reader is not None:
+            self.reader.load_state_dict(state['reader'])
         self.windows_seen = int(state['windows_seen'])
 
 
