@@ -359,6 +359,60 @@ def test_camera_info_of_another_size_is_counted_and_an_uncalibrated_one_ignored(
     driver.wait_health(camera_info_mismatch=SIZE - 3)
 
 
+def calibrate(driver, model, d, focal=20.0, projected=0.0):
+    """Publish the calibration of images of 64x48 pixels and wait until the node has it."""
+    info = CameraInfo(width=64, height=48, distortion_model=model, d=d)
+    info.header = make_header('camera', BASE_NS)
+    info.k = [focal, 0.0, 32.0, 0.0, focal, 24.0, 0.0, 0.0, 1.0]
+    info.p = [projected, 0.0, 32.0, 0.0, 0.0, projected, 24.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    driver.settle(driver.infos)
+    driver.infos.publish(info)
+    driver.spin_for(0.3)
+
+
+@pytest.mark.parametrize(
+    ('model', 'd', 'sentence'),
+    [
+        ('plumb_bob', [0.1, 0.1, 0.1], 'plumb_bob has 3 distortion coefficients, expected 4 or 5'),
+        ('double_sphere', [0.1], "the distortion model is 'double_sphere', expected one of"),
+    ],
+)
+def test_a_calibration_that_cannot_be_used_is_said_and_the_map_goes_on(driver, model, d, sentence):
+    before = driver.node_process.said().count(sentence)
+    calibrate(driver, model, d)
+    driver.wait_health(bad_camera_info=1)
+    assert driver.node_process.said().count(sentence) == before + 1
+    driver.send(range(SIZE))
+    driver.wait_windows(1)
+
+
+@pytest.mark.parametrize(
+    ('rectify', 'model', 'd', 'focal'),
+    [
+        # a fisheye becomes a pinhole camera of 100 degrees, whatever its K says
+        (True, 'equidistant', [0.0] * 4, 32 / math.tan(math.radians(50))),
+        (True, 'plumb_bob', [], 20.0),
+        (False, 'plumb_bob', [0.1, 0.0, 0.0, 0.0, 0.0], 25.0),  # rectified already: P describes it
+    ],
+)
+def test_known_intrinsics_are_those_of_the_rectified_image(idle, rectify, model, d, focal):
+    idle.set(rectify=rectify, use_known_intrinsics=True)
+    try:
+        assert idle.change('configure', 'activate')
+        idle.settle()
+        calibrate(idle, model, d, projected=25.0)
+        idle.send(range(SIZE))
+        idle.wait_windows(1)
+        idle.spin_until(lambda: idle.got['depth/camera_info'], what='camera_info')
+        matrix = idle.got['depth/camera_info'][-1].k.reshape(3, 3)
+        found = [matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]]
+        scaled = focal * WIDTH / 64
+        assert found == pytest.approx([scaled, scaled, WIDTH / 2, HEIGHT / 2], rel=0.02)
+    finally:
+        idle.change('deactivate', 'cleanup')
+        idle.set(rectify=True, use_known_intrinsics=False)
+
+
 # --- what users rely on
 
 
