@@ -278,12 +278,19 @@ class Trainer:
     def _average_gradients(self, parts: Iterable[list[nn.Parameter]]) -> None:
         if self.processes == 1:
             return
+        gradients = []
         for parameters in parts:
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.processes
+                gradients.append(parameter.grad)
+        # In one message: four hundred small ones took half of each step.
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(joined)
+        joined /= self.processes
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, part in zip(gradients, joined.split(sizes), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _average_losses(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return means over the processes; waits for the device once."""
