@@ -6,6 +6,10 @@ Windows, each by itself:
 
     python -m vggt_ros.cli.evaluate --synthetic --seed 1 --windows 200 --frames 8 --json out.json
 
+A recording with truth (TUM RGB-D, 7-Scenes, a bag), as one map:
+
+    python -m vggt_ros.cli.evaluate --recording rgbd_dataset_freiburg1_desk --output figures
+
 A long way, as one map; `--model truth` measures everything but the network:
 
     python -m vggt_ros.cli.evaluate --sequence corridor --model truth --noise 1,0.3,1
@@ -22,11 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from vggt_ros.evaluation import sequences, synthetic
+from vggt_ros.evaluation import recorded_way, sequences, synthetic
 from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
 from vggt_ros.inference import Network, VGGTNetwork, load_network
+from vggt_ros.io.recordings import open_recording
 from vggt_ros.model.checkpoint import CheckpointError
-from vggt_ros.settings import PATCH_SIZE, ModelSettings
+from vggt_ros.settings import PATCH_SIZE, ModelSettings, Settings
 from vggt_ros.synthetic.sequences import SEQUENCES
 from vggt_ros.training.recipes import QUERIES
 from vggt_ros.training.samples import SyntheticSource
@@ -44,6 +49,7 @@ def parse() -> argparse.Namespace:
     scenes.add_argument(
         '--sequence', choices=[*SEQUENCES, 'all'], help='a long way through one room'
     )
+    scenes.add_argument('--recording', type=Path, help='folder or bag with truth')
     parser.add_argument(
         '--model',
         default=ModelSettings().checkpoint,
@@ -56,8 +62,12 @@ def parse() -> argparse.Namespace:
         '--width', type=int, default=0, help="of --synthetic images, pixels; 0: the network's own"
     )
     parser.add_argument(
-        '--frames', type=int, help='of each window, 8 if not given; of the way, 500'
+        '--frames',
+        type=int,
+        help='of each window, 8 if not given; of the way, 500; of the recording, all',
     )
+    parser.add_argument('--step', type=int, default=1, help='of --recording: every so many frames')
+    parser.add_argument('--output', type=Path, help='of --recording: folder for paths and picture')
     parser.add_argument(
         '--noise',
         type=_errors,
@@ -128,6 +138,18 @@ def main() -> None:
             figures = [judge_sequence(asked, name, network) for name in names]
             print(sequences.as_table(figures))
             figures = figures if asked.sequence == 'all' else figures[0]
+        elif asked.recording:
+            way = recorded_way.evaluate_recording(
+                load(asked),
+                open_recording(asked.recording),
+                Settings(),
+                asked.step,
+                asked.frames or 0,
+            )
+            figures = {'recording': way.name, **way.figures}
+            print(recorded_way.as_table(way))
+            if asked.output:
+                way.save(asked.output)
         else:
             judged = load(asked)
             size = image_size(asked.width or judged.image_width)

@@ -79,6 +79,23 @@ def compare_paths(truth: Array, estimate: Array) -> PathErrors:
     )
 
 
+def relative_errors(truth: Array, estimate: Array, step: int = 1) -> tuple[Array, Array]:
+    """
+    Measure how far the motions between frames are from the true ones (relative pose error).
+
+    Sturm et al., A Benchmark for the Evaluation of RGB-D SLAM Systems, IROS 2012, equation 3.
+
+    :param truth: (S, 4, 4) camera-to-world poses.
+    :param estimate: (S, 4, 4), of the same frames, in any frame but in the truth's unit.
+    :param step: frames from the beginning of a motion to its end.
+    :returns: length (S - step,) and angle (S - step,) rad of what the motion is off by.
+    """
+    moved, told = (np.linalg.inv(poses[:-step]) @ poses[step:] for poses in (truth, estimate))
+    off = np.linalg.inv(moved) @ told
+    angle: Array = rotation_angle(torch.from_numpy(off[:, :3, :3])).numpy()
+    return np.linalg.norm(off[:, :3, 3], axis=1), angle
+
+
 def compare_orientations(truth: Array, estimate: Array) -> Array:
     """
     Measure how far each camera is turned from the truth, after one rotation fitted to all.

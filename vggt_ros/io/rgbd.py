@@ -24,6 +24,7 @@ Depth = npt.NDArray[np.float32]
 class RgbdFrame:
     """One picture with truth."""
 
+    stamp: float  # s, when it was taken
     image: npt.NDArray[np.uint8]  # (H, W, 3), RGB
     depth: Depth  # (h, w), m along the optical axis, NaN where unknown; it
     # covers the same view as the image, perhaps at another resolution

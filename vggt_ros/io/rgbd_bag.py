@@ -75,7 +75,8 @@ class BagRecording:
         together = np.abs(depth_stamps[nearest] - colour_stamps) <= LARGEST_OFFSET
         usable = together & np.isfinite(poses).all(axis=(1, 2))
         self._frames = [
-            (colour_times[i], depth_times[nearest[i]], poses[i]) for i in np.flatnonzero(usable)
+            (colour_stamps[i], colour_times[i], depth_times[nearest[i]], poses[i])
+            for i in np.flatnonzero(usable)
         ]
         if not self._frames:
             raise ValueError(
@@ -93,7 +94,7 @@ class BagRecording:
 
     def frame(self, index: int) -> RgbdFrame:
         """Read a frame; see `Recording`."""
-        colour_time, depth_time, pose = self._frames[index]
+        stamp, colour_time, depth_time, pose = self._frames[index]
         colour = self._message(self._image_topic, colour_time)
         depth = self._message(self._depth_topic, depth_time)
         try:
@@ -103,7 +104,8 @@ class BagRecording:
             raise ValueError(f'{self.name}: a picture cannot be decoded: {error}') from error
         measured = stored.astype(np.float32) / DEPTH_UNITS[depth.encoding]
         measured[~(measured > 0) | ~np.isfinite(measured)] = np.nan
-        return RgbdFrame(np.ascontiguousarray(image), measured, pose, self._intrinsics)
+        pixels = np.ascontiguousarray(image, np.uint8)
+        return RgbdFrame(float(stamp), pixels, measured, pose, self._intrinsics)
 
     def _topics(self, *kinds: str) -> set[str]:
         return {c.topic for c in self._reader.connections if c.msgtype in kinds}

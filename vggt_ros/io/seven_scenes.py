@@ -21,6 +21,7 @@ from vggt_ros.io.images import read_image
 from vggt_ros.io.rgbd import RgbdFrame, read_depth
 
 UNITS_PER_METRE = 1000.0
+RATE = 30.0  # frames per second of the camera; the files have no stamps
 WIDTH = 640
 INTRINSICS = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # as the data set's page has it
 
@@ -58,7 +59,7 @@ class SevenScenesRecording:
         scale = image.shape[1] / WIDTH
         intrinsics = np.diag([scale, scale, 1]) @ INTRINSICS
         measured = read_depth(depth, UNITS_PER_METRE, unknown=(0, 65535))
-        return RgbdFrame(image, measured, pose, intrinsics)
+        return RgbdFrame(index / RATE, image, measured, pose, intrinsics)
 
 
 def _read_pose(path: Path) -> Array:

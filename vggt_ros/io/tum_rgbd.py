@@ -54,7 +54,8 @@ class TumRecording:
         together = np.abs(depth_stamps[nearest] - colour_stamps) <= LARGEST_OFFSET
         usable = together & np.isfinite(poses).all(axis=(1, 2))
         self._frames = [
-            (self._colour[i], depth[nearest[i]], poses[i]) for i in np.flatnonzero(usable)
+            (colour_stamps[i], self._colour[i], depth[nearest[i]], poses[i])
+            for i in np.flatnonzero(usable)
         ]
         if not self._frames:
             raise ValueError(
@@ -70,13 +71,13 @@ class TumRecording:
 
     def frame(self, index: int) -> RgbdFrame:
         """Read a frame; see `Recording`."""
-        colour, depth, pose = self._frames[index]
+        stamp, colour, depth, pose = self._frames[index]
         image = read_image(self._folder / colour)
         scale = image.shape[1] / WIDTH
         fx, fy, cx, cy = self._calibration
         intrinsics = np.diag([scale, scale, 1]) @ np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         measured = read_depth(self._folder / depth, UNITS_PER_METRE, unknown=(0,))
-        return RgbdFrame(image, measured, pose, intrinsics)
+        return RgbdFrame(float(stamp), image, measured, pose, intrinsics)
 
 
 def _read_lines(path: Path) -> list[list[str]]:

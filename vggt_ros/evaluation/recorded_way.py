@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The map of a recording against its truth: path, depth, and how both change on the way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.trajectory import compare_paths, relative_errors
+from vggt_ros.evaluation.window_figures import WindowErrors
+from vggt_ros.frames import Frame
+from vggt_ros.geometry.poses import Array
+from vggt_ros.inference import Network
+from vggt_ros.io.rgbd import Depth, Recording, RgbdFrame
+from vggt_ros.io.trajectory_file import write_trajectory
+from vggt_ros.preprocess import sample_source
+from vggt_ros.reconstruct import PredictionError
+from vggt_ros.scene_map import MapUpdate
+from vggt_ros.settings import Settings
+
+
+@dataclass
+class _Map:
+    """What one map says of the frames in it, by their stamps."""
+
+    poses: dict[float, Array] = field(default_factory=dict)  # (4, 4), as first told
+    units: list[tuple[float, float]] = field(default_factory=list)  # stamp, m in a unit, by depth
+
+
+@dataclass(frozen=True)
+class RecordedWay:
+    """The largest map of a recording beside the truth of the same S frames."""
+
+    name: str
+    figures: dict[str, Any]
+    stamps: Array  # (S,), s
+    truth: Array  # (S, 4, 4)
+    estimate: Array  # (S, 4, 4), fitted to the truth by one similarity
+    units: Array  # (W, 2): stamp, s, and the change of the map's unit against its first window
+
+    def save(self, folder: Path) -> None:
+        """Write `truth.tum`, `estimate.tum` and `path.png` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_trajectory(folder / 'truth.tum', list(self.stamps), self.truth)
+        write_trajectory(folder / 'estimate.tum', list(self.stamps), self.estimate)
+        self._draw(folder / 'path.png')
+
+    def _draw(self, path: Path) -> None:
+        figure = Figure(figsize=(15, 5), dpi=100, layout='constrained')
+        FigureCanvasAgg(figure)
+        figure.suptitle(
+            f'{self.name}: {len(self.stamps)} frames, '
+            f'position {self.figures["ate_m"]:.3f} m rms ({self.figures["ate_percent"]:.1f} %), '
+            f'rotation {self.figures["rotation_deg"]:.1f} deg'
+        )
+        from_above, over_time, unit = figure.subplots(1, 3)
+        # the plane in which the camera moved the most
+        centres = self.truth[:, :3, 3]
+        first, second = np.sort(np.argsort(np.ptp(centres, axis=0))[1:])
+        for poses, colour, label in (
+            (self.truth, '#333333', 'truth'),
+            (self.estimate, '#d62728', 'estimate'),
+        ):
+            from_above.plot(*poses[:, (first, second), 3].T, color=colour, label=label)
+        from_above.set(xlabel=f'{"xyz"[first]} (m)', ylabel=f'{"xyz"[second]} (m)', title='path')
+        from_above.set_aspect('equal', adjustable='datalim')
+        from_above.legend()
+        seconds = self.stamps - self.stamps[0]
+        off = np.linalg.norm(self.estimate[:, :3, 3] - centres, axis=1)
+        over_time.plot(seconds, off, color='#d62728')
+        over_time.set(xlabel='time (s)', ylabel='position error (m)', title='error')
+        unit.plot(self.units[:, 0] - self.stamps[0], 100 * (self.units[:, 1] - 1), color='#1f77b4')
+        unit.set(xlabel='time (s)', ylabel="change of the map's unit (%)", title='scale')
+        for axes in (from_above, over_time, unit):
+            axes.grid(alpha=0.3)
+        figure.savefig(path, format='png')
+
+
+def evaluate_recording(
+    network: Network, recording: Recording, settings: Settings, step: int = 1, frames: int = 0
+) -> RecordedWay:
+    """
+    Map a recording and compare the largest map with the truth.
+
+    :param step: every so many frames are taken.
+    :param frames: at most so many are; 0: all.
+    :returns: with the figures `ate_m`, `ate_percent`, `rotation_deg`, `rpe_m`, `rpe_deg` (medians,
+        from frame to frame), `scale_drift_percent`, `absrel`, `delta1` (after one scale for each
+        window), `maps`, `frames`.
+    :raises ValueError: if there is nothing that can be compared.
+    """
+    engine = StreamingEngine(settings, network)
+    maps: dict[int, _Map] = {}
+    depths = WindowErrors()
+    truths: dict[float, RgbdFrame] = {}
+    waiting: dict[int, RgbdFrame] = {}  # by stamp in ns, of the frames that a window may hold
+    for index in list(range(0, len(recording), step))[: frames or None]:
+        shot = recording.frame(index)
+        stamp_ns = round(shot.stamp * 1e9)
+        waiting[stamp_ns] = shot
+        try:
+            update = engine.add(Frame(shot.image, stamp_ns, recording.name))
+        except PredictionError:
+            continue  # the engine has counted it, and a new map says so
+        if update is None:
+            continue
+        known = maps.setdefault(update.map_id, _Map())
+        _compare_depth(update, waiting, known, depths)
+        for frame, pose in zip(update.batch.frames, update.map_from_camera, strict=True):
+            shown = waiting[frame.stamp_ns]
+            truths[shown.stamp] = shown
+            known.poses.setdefault(shown.stamp, pose)
+        oldest = update.batch.frames[0].stamp_ns
+        waiting = {stamp: each for stamp, each in waiting.items() if stamp >= oldest}
+    if not maps:
+        raise ValueError(
+            f'{recording.name}: there is no map; the recording is shorter than a window'
+        )
+    largest = max(maps.values(), key=lambda each: len(each.poses))
+    stamps = np.array(sorted(largest.poses))
+    truth = np.stack([truths[stamp].world_from_camera for stamp in stamps])
+    estimate = np.stack([largest.poses[stamp] for stamp in stamps])
+    errors = compare_paths(truth, estimate)
+    fitted = errors.truth_from_estimate.place(estimate)
+    moved, turned = relative_errors(truth, fitted)
+    units = np.array(largest.units).reshape(-1, 2)
+    figures: dict[str, Any] = {
+        'ate_m': errors.position_rms,
+        'ate_percent': errors.position_percent,
+        'rotation_deg': math.degrees(errors.rotation_mean),
+        'rpe_m': float(np.median(moved)),
+        'rpe_deg': math.degrees(float(np.median(turned))),
+        'maps': len(maps),
+        'frames': len(stamps),
+        **depths.figures(),
+    }
+    if len(units):
+        units[:, 1] /= units[0, 1]
+        figures['scale_drift_percent'] = 100 * float(np.abs(units[:, 1] - 1).max())
+    return RecordedWay(recording.name, figures, stamps, truth, fitted, units)
+
+
+def _compare_depth(
+    update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map, errors: WindowErrors
+) -> None:
+    """Compare a window's depth with what was measured, if anything was."""
+    found = update.world_from_window.scale * update.reconstruction.depth
+    true = np.stack(
+        [_measured(update, i, shots[f.stamp_ns].depth) for i, f in enumerate(update.batch.frames)]
+    )
+    valid = true > 0  # NaN compares false
+    if not valid.any():
+        return
+    newest = update.batch.frames[-1].stamp_ns
+    known.units.append((shots[newest].stamp, float(np.median(true[valid] / found[valid]))))
+    errors.add_depth(
+        *(torch.from_numpy(each)[None] for each in (found, np.nan_to_num(true), valid))
+    )
+
+
+def _measured(update: MapUpdate, i: int, depth: Depth) -> Depth:
+    fitted = update.batch.fitted[i]
+    rows, columns = np.indices(update.reconstruction.depth.shape[1:])
+    size = update.batch.frames[i].image.shape[:2]
+    return sample_source(depth, size, fitted.source_from_network, rows, columns, fitted.place)
+
+
+def as_table(way: RecordedWay) -> str:
+    """Lay the figures out for a person."""
+    lines = [way.name, *(f'  {name:20} {value:.4g}' for name, value in way.figures.items())]
+    return '\n'.join(lines)
