@@ -87,6 +87,38 @@ def write_seven_scenes(folder, scene):
     return folder
 
 
+def write_euroc(folder, scene):
+    """Write a grey camera that sits askew on a body; the truth is the body's."""
+    body_from_camera = np.eye(4)
+    body_from_camera[:3] = [[0, 0, 1, 0.1], [-1, 0, 0, 0.2], [0, -1, 0, 0.3]]
+    camera = folder / 'mav0/cam0'
+    stamps = [round(1e9 * (START + PERIOD * number)) for number in range(FRAMES)]
+    for number, stamp in enumerate(stamps):
+        grey = cv2.cvtColor(scene.images[number], cv2.COLOR_RGB2GRAY)
+        write_picture(camera / f'data/{stamp}.png', grey)
+    pictures = [f'{stamp},{stamp}.png' for stamp in stamps]
+    (camera / 'data.csv').write_text('\n'.join(['#timestamp [ns],filename', *pictures]) + '\n')
+    fx, fy, cx, cy = (float(scene.matrix[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    (camera / 'sensor.yaml').write_text(
+        'sensor_type: camera\n'
+        'T_BS:\n  cols: 4\n  rows: 4\n'
+        f'  data: {body_from_camera.ravel().tolist()}\n'
+        f'resolution: [{WIDTH}, {HEIGHT}]\n'
+        f'intrinsics: [{fx}, {fy}, {cx}, {cy}]\n'
+        'distortion_model: radial-tangential\n'
+        'distortion_coefficients: [-0.28, 0.07, 0.0002, 0.00002]\n'
+    )
+    rows = ['#timestamp, p_RS_R_x [m], ..., q_RS_w [], q_RS_x [], ...']
+    for stamp, pose in zip(stamps, scene.poses):
+        x, y, z, qx, qy, qz, qw = as_seven(pose @ np.linalg.inv(body_from_camera))
+        rows.append(','.join(map(repr, map(float, (x, y, z, qw, qx, qy, qz, 0, 0, 0)))))
+        rows[-1] = f'{stamp},{rows[-1]}'
+    truth = folder / 'mav0/state_groundtruth_estimate0/data.csv'
+    truth.parent.mkdir(parents=True)
+    truth.write_text('\n'.join(rows) + '\n')
+    return folder
+
+
 class BagWriter:
     """Writes messages by the names of their types."""
 
@@ -257,6 +289,36 @@ def test_a_recording_comes_back_as_it_was(tmp_path, scene, name):
         assert np.abs(frame.world_from_camera - scene.poses[number]).max() < 1e-6
         if name != '7-scenes':  # whose camera has another focal length than ours
             assert np.abs(frame.intrinsics - scene.matrix.numpy()).max() < 1e-4
+
+
+def test_a_euroc_sequence_comes_back_without_depth(tmp_path, scene):
+    recording = open_recording(write_euroc(tmp_path, scene))
+    assert len(recording) == FRAMES
+    frame = recording.frame(FRAMES - 1)
+    assert frame.stamp == pytest.approx(START + PERIOD * (FRAMES - 1), abs=1e-6)
+    assert frame.image.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(frame.world_from_camera - scene.poses[-1]).max() < 1e-6
+    assert frame.calibration.distortion_model == 'plumb_bob'
+    assert frame.calibration.D.tolist() == [-0.28, 0.07, 0.0002, 0.00002]
+    assert np.isnan(frame.depth).all()
+    with pytest.raises(ValueError, match='has no depth; expected a recording with it'):
+        RecordedSource([recording], 'train', 0, 42, 4)
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'sentence'),
+    [
+        ('cam0/sensor.yaml', 'intrinsics: [1, 2]', 'does not describe a camera'),
+        ('cam0/data.csv', '12;a.png', r"has '12;a.png'; expected lines of 2 or more values"),
+        ('state_groundtruth_estimate0/data.csv', '1,2,3', 'expected lines of 8 or more values'),
+        ('state_groundtruth_estimate0/data.csv', '1' + ',0' * 6 + ',1', 'has a pose'),
+    ],
+)
+def test_a_euroc_sequence_that_is_not_whole_is_refused(tmp_path, scene, file, text, sentence):
+    folder = write_euroc(tmp_path, scene)
+    (folder / 'mav0' / file).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        open_recording(folder)
 
 
 def test_windows_of_a_recording_agree_with_themselves(tmp_path, scene):

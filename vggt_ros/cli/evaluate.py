@@ -6,7 +6,7 @@ Windows, each by itself:
 
     python -m vggt_ros.cli.evaluate --synthetic --seed 1 --windows 200 --frames 8 --json out.json
 
-A recording with truth (TUM RGB-D, 7-Scenes, a bag), as one map:
+A recording with truth (TUM RGB-D, 7-Scenes, EuRoC, a bag), as one map:
 
     python -m vggt_ros.cli.evaluate --recording rgbd_dataset_freiburg1_desk --output figures
 

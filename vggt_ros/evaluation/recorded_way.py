@@ -107,7 +107,7 @@ def evaluate_recording(
         stamp_ns = round(shot.stamp * 1e9)
         waiting[stamp_ns] = shot
         try:
-            update = engine.add(Frame(shot.image, stamp_ns, recording.name))
+            update = engine.add(Frame(shot.image, stamp_ns, recording.name, shot.calibration))
         except PredictionError:
             continue  # the engine has counted it, and a new map says so
         if update is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vggt_ros.io.euroc import EurocRecording
 from vggt_ros.io.rgbd import Recording
 from vggt_ros.io.seven_scenes import SevenScenesRecording
 from vggt_ros.io.tum_rgbd import TumRecording
@@ -14,7 +15,7 @@ BAG_FILES = ('.mcap', '.db3')
 
 def open_recording(path: Path) -> Recording:
     """
-    Recognise a TUM RGB-D sequence, one of 7-Scenes, or a bag.
+    Recognise a TUM RGB-D sequence, one of 7-Scenes or EuRoC, or a bag.
 
     :raises ValueError: if it is none of them, or not a whole one.
     """
@@ -26,7 +27,9 @@ def open_recording(path: Path) -> Recording:
         return TumRecording(path)
     if any(path.glob('frame-*.pose.txt')):
         return SevenScenesRecording(path)
+    if (path / 'mav0').is_dir():
+        return EurocRecording(path)
     raise ValueError(
         f'{path} is no recording with truth; expected a folder with rgb.txt (TUM RGB-D), with '
-        'frame-*.pose.txt (7-Scenes), or a bag'
+        'frame-*.pose.txt (7-Scenes), with mav0 (EuRoC), or a bag'
     )

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from vggt_ros.frames import Calibration
 from vggt_ros.geometry.poses import Array
 
 Depth = npt.NDArray[np.float32]
@@ -30,6 +31,7 @@ class RgbdFrame:
     # covers the same view as the image, perhaps at another resolution
     world_from_camera: Array  # (4, 4), optical frame
     intrinsics: Array  # (3, 3), pixels of the image
+    calibration: Calibration | None = None  # if the image has distortion to be taken out
 
 
 class Recording(Protocol):

@@ -54,7 +54,10 @@ class RecordedSource:
                     f'{recording.name} has {there} frames for {self.split}; expected at least '
                     f'the {self.most_frames} of a window'
                 )
-            image = fit_image(recording.frame(0).image, self.width, 'crop')
+            first = recording.frame(0)
+            if np.isnan(first.depth).all():
+                raise ValueError(f'{recording.name} has no depth; expected a recording with it')
+            image = fit_image(first.image, self.width, 'crop')
             heights.append((recording.name, image.pixels.shape[0]))
         if len({height for _, height in heights}) > 1:
             raise ValueError(
