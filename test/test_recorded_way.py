@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording mapped and compared with its truth."""
 
+import math
 import sys
 
 import cv2
@@ -12,7 +13,7 @@ from evo.core.metrics import APE, RPE, PoseRelation, StatisticsType, Unit
 from evo.tools import file_interface
 
 from vggt_ros.cli import evaluate
-from vggt_ros.evaluation.recorded_way import evaluate_recording
+from vggt_ros.evaluation.recorded_way import compare_clouds, evaluate_recording
 from vggt_ros.evaluation.trajectory import compare_paths, relative_errors
 from vggt_ros.geometry.camera import encode_pose, invert_rigid
 from vggt_ros.geometry.rotation import matrix_from_quaternion, nearest_rotation
@@ -86,8 +87,17 @@ def test_what_knows_the_truth_makes_no_error(recording):
     assert (found['maps'], found['frames']) == (1, FRAMES)
     assert found['ate_percent'] < 0.01 and found['rotation_deg'] < 0.05
     assert found['rpe_m'] < 1e-4 and found['rpe_deg'] < 0.05
+    # The distance between neighbouring samples of two clouds that are the same surface.
+    assert found['cloud_accuracy_m'] < 0.03 and found['cloud_completeness_m'] < 0.03
     assert found['absrel'] < 1e-3 and found['delta1'] == 1
     assert found['scale_drift_percent'] < 0.1  # the alignment takes the growth out
+
+
+def test_clouds_are_compared_in_both_directions():
+    truth = np.array([[0.0, 0, 0], [1, 0, 0]])
+    assert compare_clouds(truth, np.array([[0.0, 0.1, 0]])) == pytest.approx(
+        (0.1, (0.1 + math.hypot(1, 0.1)) / 2)
+    )
 
 
 def test_every_other_frame_and_no_more_than_asked(recording):

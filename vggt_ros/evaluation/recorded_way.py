@@ -17,6 +17,7 @@ from vggt_ros.engine import StreamingEngine
 from vggt_ros.evaluation.trajectory import compare_paths, relative_errors
 from vggt_ros.evaluation.window_figures import WindowErrors
 from vggt_ros.frames import Frame
+from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
 from vggt_ros.inference import Network
 from vggt_ros.io.rgbd import Depth, Recording, RgbdFrame
@@ -26,6 +27,9 @@ from vggt_ros.reconstruct import PredictionError
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 
+_POINTS = 500  # of each frame, for the comparison of clouds
+_AT_ONCE = 1000  # points
+
 
 @dataclass
 class _Map:
@@ -33,6 +37,8 @@ class _Map:
 
     poses: dict[float, Array] = field(default_factory=dict)  # (4, 4), as first told
     units: list[tuple[float, float]] = field(default_factory=list)  # stamp, m in a unit, by depth
+    points: list[Array] = field(default_factory=list)  # (N, 3), of new frames, in the map
+    true_points: list[Array] = field(default_factory=list)  # (N, 3), measured, in the world
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ def evaluate_recording(
     :param frames: at most so many are; 0: all.
     :returns: with the figures `ate_m`, `ate_percent`, `rotation_deg`, `rpe_m`, `rpe_deg` (medians,
         from frame to frame), `scale_drift_percent`, `absrel`, `delta1` (after one scale for each
-        window), `maps`, `frames`.
+        window), `cloud_accuracy_m` and `cloud_completeness_m` (see `compare_clouds`), `maps`,
+        `frames`.
     :raises ValueError: if there is nothing that can be compared.
     """
     engine = StreamingEngine(settings, network)
@@ -114,6 +121,7 @@ def evaluate_recording(
             continue
         known = maps.setdefault(update.map_id, _Map())
         _compare_depth(update, waiting, known, depths)
+        _gather_points(update, waiting, known)
         for frame, pose in zip(update.batch.frames, update.map_from_camera, strict=True):
             shown = waiting[frame.stamp_ns]
             truths[shown.stamp] = shown
@@ -142,6 +150,10 @@ def evaluate_recording(
         'frames': len(stamps),
         **depths.figures(),
     }
+    if largest.true_points:
+        found = errors.truth_from_estimate.apply(np.concatenate(largest.points))
+        told = compare_clouds(np.concatenate(largest.true_points), found)
+        figures['cloud_accuracy_m'], figures['cloud_completeness_m'] = told
     if len(units):
         units[:, 1] /= units[0, 1]
         figures['scale_drift_percent'] = 100 * float(np.abs(units[:, 1] - 1).max())
@@ -164,6 +176,44 @@ def _compare_depth(
     errors.add_depth(
         *(torch.from_numpy(each)[None] for each in (found, np.nan_to_num(true), valid))
     )
+
+
+def _gather_points(update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map) -> None:
+    """Take some points of each new frame, as the map has them and as they were measured."""
+    for i, frame in enumerate(update.batch.frames):
+        shot, fitted = shots[frame.stamp_ns], update.batch.fitted[i]
+        depth = _measured(update, i, shot.depth)
+        valid = depth > 0
+        if not update.is_new[i] or not valid.any():
+            continue
+        source = shot.intrinsics if fitted.calibrated is None else fitted.calibrated
+        matrix = torch.from_numpy(np.linalg.inv(fitted.source_from_network) @ source)
+        in_camera = unproject(torch.from_numpy(depth).double(), matrix).numpy()[valid]
+        pose = shot.world_from_camera
+        measured = in_camera @ pose[:3, :3].T + pose[:3, 3]
+        known.true_points.append(_thin(measured))
+        known.points.append(_thin(update.points(i).xyz.astype(np.float64)))
+
+
+def _thin(points: Array) -> Array:
+    return points[np.linspace(0, len(points) - 1, min(len(points), _POINTS)).astype(np.intp)]
+
+
+def compare_clouds(truth: Array, found: Array) -> tuple[float, float]:
+    """
+    Measure how near two clouds are, as DTU's benchmark does (Jensen et al., CVPR 2014).
+
+    :param truth: (N, 3), m.
+    :param found: (M, 3), fitted to it.
+    :returns: accuracy, the mean distance of found points to the nearest true one, and
+        completeness, that of true points to the nearest found one.
+    """
+    one, other = torch.from_numpy(truth), torch.from_numpy(found)
+    means = []
+    for here, there in ((other, one), (one, other)):
+        nearest = [torch.cdist(part, there).amin(1) for part in here.split(_AT_ONCE)]
+        means.append(float(torch.cat(nearest).mean()))
+    return means[0], means[1]
 
 
 def _measured(update: MapUpdate, i: int, depth: Depth) -> Depth:
