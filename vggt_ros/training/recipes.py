@@ -31,6 +31,18 @@ _WITHOUT_MATCHING = TrainSettings(
     dense_frames=2,
 )
 
+_ON_CPU = TrainSettings(
+    windows=200_000,
+    batch=16,
+    frames=(4,),
+    losses=replace(_LOSSES, tracks=None),
+    turns=(('camera', 'depth'), ('camera',), ('camera', 'depth'), ('camera', 'points')),
+    dense_frames=1,
+    matching=MatchingLoss(),
+    validate_every=2_000,
+    validation_windows=32,
+)
+
 RECIPES: dict[str, TrainSettings] = {
     # Attention taught where each patch is in the first frame, and where in all others.
     'small': replace(_WITHOUT_MATCHING, matching=MatchingLoss()),
@@ -39,16 +51,12 @@ RECIPES: dict[str, TrainSettings] = {
     # Pose, depth, points and tracks alone, as a pre-trained VGGT is trained.
     'no_matching': _WITHOUT_MATCHING,
     # What a CPU can do in a day: images of 84 x 56 pixels, one length, tracks left untrained.
-    'small_on_cpu': TrainSettings(
-        windows=40_000,
-        batch=8,
-        frames=(4,),
-        losses=replace(_LOSSES, tracks=None),
-        turns=(('camera', 'depth'), ('camera',), ('camera', 'depth'), ('camera', 'points')),
-        dense_frames=1,
-        matching=MatchingLoss(),
-        validate_every=2_000,
-        validation_windows=32,
+    'small_on_cpu': _ON_CPU,
+    # The second half of that, once matches are found and poses begin to follow from them.
+    'small_on_cpu_poses': replace(
+        _ON_CPU,
+        losses=replace(_ON_CPU.losses, camera=CameraLoss(weight=10.0)),
+        matching=MatchingLoss(weight=0.3),
     ),
     # A trained network on recordings of one's own: the heads learn, what finds matches stays.
     'fine_tune': TrainSettings(
