@@ -35,6 +35,7 @@ ARGUMENTS = {
     'namespace': ('', 'namespace of the node and of its relative topics'),
     'node_name': ('vggt', 'name of the node'),
     'image_topic': ('image_raw', 'topic of the images; JPEG or PNG on <image_topic>/compressed'),
+    'image_topics': ('', 'image topics of several cameras, separated by spaces'),
     'camera_info_topic': ('camera_info', "topic of the camera's calibration"),
     'scale_source': ('', 'none, fixed, tf, odometry or depth; empty: as in the params file'),
     'odometry_topic': ('odometry', "topic of the robot's odometry, for scale_source odometry"),
@@ -52,7 +53,12 @@ ARGUMENTS = {
     ),
 }
 NONE = ('', 'none')  # the command line cannot give an empty value
-GIVEN_ON = ('checkpoint', 'device', 'scale_source')  # to the node, where they are not empty
+GIVEN_ON = (
+    'checkpoint',
+    'device',
+    'scale_source',
+    'image_topics',
+)  # to the node, where they are not empty
 
 
 def generate_launch_description():

@@ -40,6 +40,29 @@ def run(
     return streaming, [update for update in added if update is not None]
 
 
+def test_each_camera_has_an_average_of_its_own() -> None:
+    class Zooming(FakeNetwork):
+        """Says that the second camera has twice the focal length."""
+
+        def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+            told = super().__call__(batch, heads)
+            assert told.pose_encodings is not None
+            views = told.pose_encodings[-1][0, :, 7:]
+            second = [frame.camera == 1 for frame in batch.frames]
+            views[second] = 2 * ((views[second] / 2).tan() / 2).atan()
+            return told
+
+    settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
+    streaming = StreamingEngine(settings, Zooming())
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for i in range(4):
+        moment = [Frame(picture, i * 10**8 + k * 10**6, 'camera', camera=k) for k in (0, 1)]
+        update = streaming.add(moment)
+    assert update is not None
+    focal = update.reconstruction.intrinsics[:, 0, 0]
+    np.testing.assert_allclose(focal[1::2], 2 * focal[::2], rtol=1e-6)
+
+
 class Unsteady(FakeNetwork):
     """Errs in the focal length of each window by up to a tenth."""
 

@@ -655,6 +655,89 @@ def test_a_robot_that_cannot_be_placed_is_left_alone(idle, robot, scale, above, 
     assert not any(t.header.frame_id == 'map' for m in idle.got['tf'] for t in m.transforms)
 
 
+RIGHT = 0.07  # of a period, by which the right camera is late
+
+
+class Pair:
+    """Two cameras on topics of their own, and what the node says of the right one."""
+
+    def __init__(self, driver):
+        self.node = driver.node
+        qos = QoSProfile(depth=100)
+        self.publishers = {
+            side: self.node.create_publisher(Image, f'/{side}/image', qos)
+            for side in ('left', 'right')
+        }
+        self.depth = []
+        self.listening = self.node.create_subscription(
+            Image, '/vggt/camera_1/depth/image_rect', self.depth.append, qos
+        )
+
+    def close(self):
+        for publisher in self.publishers.values():
+            self.node.destroy_publisher(publisher)
+        self.node.destroy_subscription(self.listening)
+
+    def send(self, driver, numbers, sides=('left', 'right')):
+        for number in numbers:
+            for side in sides:
+                late = RIGHT if side == 'right' else 0.0
+                self.publishers[side].publish(make_image(number + late, frame=side))
+            driver.spin_for(0.02)
+
+
+@pytest.fixture
+def pair(idle):
+    made = Pair(idle)
+    idle.set(image_topics='/left/image /right/image', camera_timeout=0.45)
+    assert idle.change('configure', 'activate')
+    for publisher in made.publishers.values():
+        idle.settle(publisher)
+    yield made
+    made.close()
+    idle.change('deactivate', 'cleanup')
+    idle.set(image_topics='', camera_timeout=1.0)
+
+
+def test_two_cameras_make_joint_windows(idle, pair):
+    pair.send(idle, range(SIZE))
+    report = idle.wait_windows(1)[0]
+    assert report.camera_frames == ['left', 'right'] * SIZE
+    stamps = [stamp_of(number + late) for number in range(SIZE) for late in (0, RIGHT)]
+    assert [ns_from_time(stamp) for stamp in report.stamps] == stamps
+    truth = true_cameras(stamps)
+    expected = np.linalg.inv(truth[0]) @ truth
+    found = np.stack([pose_matrix(pose) for pose in report.poses])
+    found[:, :3, 3] *= np.linalg.norm(expected[-1, :3, 3]) / np.linalg.norm(found[-1, :3, 3])
+    np.testing.assert_allclose(found, expected, atol=LIMIT)
+    idle.spin_until(lambda: len(pair.depth) == SIZE, what='the depth of the right camera')
+    assert [ns_from_time(image.header.stamp) for image in pair.depth] == stamps[1::2]
+    assert {image.header.frame_id for image in pair.depth} == {'right'}
+    assert idle.got['depth/image_rect'] == []
+    idle.spin_until(lambda: len(idle.got['odometry']) == SIZE, what='odometry')
+    assert sorted(by_stamp(idle.got['odometry'])) == stamps[::2]
+    idle.spin_until(lambda: idle.got['tf'], what='transforms')
+    children = {t.child_frame_id for message in idle.got['tf'] for t in message.transforms}
+    assert children == {f'vggt_camera_{k}_{i}' for k in (0, 1) for i in range(SIZE)}
+
+
+def test_a_camera_that_falls_silent_is_left_out_and_comes_back(idle, pair):
+    pair.send(idle, range(SIZE))
+    idle.wait_windows(1)
+    sentence = "no image on '/right/image' for 0."
+    before = idle.node_process.said().count(sentence)
+    pair.send(idle, range(SIZE, SIZE + STRIDE), sides=('left',))
+    report = idle.wait_windows(2)[1]
+    assert report.map_id == 0
+    assert report.camera_frames == ['left', 'right'] * (SIZE - STRIDE) + ['left'] * STRIDE
+    assert idle.node_process.said().count(sentence) == before + 1
+    idle.wait_health(silent_camera=1)
+    pair.send(idle, range(SIZE + STRIDE, SIZE + 2 * STRIDE))
+    report = idle.wait_windows(3)[2]
+    assert report.map_id == 0
+    assert report.camera_frames[-2 * (STRIDE - 1) :] == ['left', 'right'] * (STRIDE - 1)
+
+
 def test_publishers_are_reliable_and_the_camera_is_heard_at_any_reliability(idle):
     idle.set(image_reliability='best_effort')
     assert idle.change('configure', 'activate')

@@ -26,7 +26,7 @@ PACKAGE = ROOT / 'vggt_ros'
 FLOW = (
     {'settings', 'geometry'},
     {'frames'},
-    {'rectify', 'window'},
+    {'rectify', 'window', 'synchronise'},
     {'preprocess'},
     {'model'},
     {'embedded'},

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -125,3 +127,46 @@ def test_smaller_windows_go_on_with_the_newest_frames() -> None:
     (window,) = windows_of(sliding, [frame(0.8 + 0.1 * i) for i in range(3)])
     assert window.ids == (7, 8, 9, 10)
     assert window.starts_map == ''
+
+
+def both(seconds: float, shifts: tuple[int, int] = (0, 0), right: bool = True) -> list[Frame]:
+    """What two cameras see, which stand before noise walls of their own sizes."""
+    left, other = frame(seconds, shifts[0]), frame(seconds + 0.01, shifts[1], size=(200, 200))
+    return [left, replace(other, camera_frame='right', camera=1)] if right else [left]
+
+
+def test_frames_of_several_cameras_stay_together() -> None:
+    sliding = every_frame(size=2, stride=1)
+    assert sliding.add(both(0.0)) is None
+    first = sliding.add(both(0.1))
+    alone = sliding.add(both(0.2, right=False))
+    assert first is not None and alone is not None
+    assert first.ids == (0, 1, 2, 3) and [f.camera for f in first.frames] == [0, 1, 0, 1]
+    assert alone.ids == (2, 3, 4) and alone.starts_map == ''
+    again = sliding.add(both(0.3))
+    assert again is not None and again.ids == (4, 5, 6) and again.starts_map == ''
+
+
+def test_a_moment_counts_where_any_camera_has_moved() -> None:
+    sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
+    assert sliding.add(both(0.0)) is None
+    assert sliding.add(both(0.1)) is None and sliding.counts['no_parallax'] == 1
+    assert sliding.add(both(0.2, shifts=(0, 20))) is not None
+
+
+def test_a_change_of_one_camera_breaks_the_stream() -> None:
+    sliding = every_frame(size=2, stride=1)
+    sliding.add(both(0.0)), sliding.add(both(0.1))
+    small = replace(frame(0.2, size=(100, 100)), camera_frame='right', camera=1)
+    sliding.add([frame(0.2), small])
+    window = sliding.add([frame(0.3), replace(small, stamp_ns=3 * 10**8)])
+    assert window is not None
+    assert window.starts_map == 'images changed from 200x200 to 100x100 pixels'
+
+
+def test_fewer_frames_are_fewer_moments() -> None:
+    sliding = every_frame(size=6, stride=4)
+    for i in range(6):
+        sliding.add(both(0.1 * i))
+    sliding.shrink(6)
+    assert (sliding.size, sliding.stride) == (3, 2)

@@ -73,7 +73,7 @@ class StreamingEngine:
 
     @property
     def window_size(self) -> int:
-        """Frames in a window; less than the setting after the device ran out of memory."""
+        """Moments in a window; less than the setting after the device ran out of memory."""
         return self._sliding.size
 
     @property
@@ -89,16 +89,18 @@ class StreamingEngine:
         """Forget the frames in the window; the next one starts a new map."""
         self._sliding.reset(reason)
 
-    def add(self, frame: Frame, skipped_stamps_ns: Sequence[int] = ()) -> MapUpdate | None:
+    def add(
+        self, moment: Frame | Sequence[Frame], skipped_stamps_ns: Sequence[int] = ()
+    ) -> MapUpdate | None:
         """
-        Take the next frame.
+        Take the next frame, or those that several cameras took together.
 
-        :param skipped_stamps_ns: stamps of images received before this one but left out.
-        :returns: an update of the map if this frame completes a window.
+        :param skipped_stamps_ns: stamps of moments received before this one but left out.
+        :returns: an update of the map if this moment completes a window.
         :raises PredictionError: if the network's output for that window cannot be geometry. The
             window is lost, the engine goes on.
         """
-        window = self._sliding.add(frame, skipped_stamps_ns)
+        window = self._sliding.add(moment, skipped_stamps_ns)
         return None if window is None else self._process(window)
 
     def _process(self, window: Window) -> MapUpdate:

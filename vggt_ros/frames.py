@@ -66,6 +66,7 @@ class Frame:
     stamp_ns: int  # acquisition time, nanoseconds
     camera_frame: str  # optical frame of the camera, as in the image's header
     calibration: Calibration | None = None
+    camera: int = 0  # which one took it, where several look at the same time
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:

@@ -28,8 +28,9 @@ class IntrinsicsKeeper:
 
     def __init__(self, settings: CameraSettings) -> None:
         self._settings = settings
-        self._averaged: tuple[object, ...] = ()  # camera and image size that the average is of
-        self._logs: deque[Array] = deque(maxlen=_WINDOWS)  # (2,), log fx, log fy, of a window
+        self._size: tuple[int, ...] = ()  # of the images that the averages are of
+        # For each camera: (2,), log fx, log fy, of each window.
+        self._logs: dict[tuple[int, str], deque[Array]] = {}
         self._disagreeing = False
         self.disagreements = 0  # windows whose focal length is not that of the calibration
 
@@ -44,18 +45,25 @@ class IntrinsicsKeeper:
         self._compare(predicted, known)
         chosen = predicted.copy()
         if self._settings.average_intrinsics:
-            camera = (batch.frames[-1].camera_frame, *batch.images.shape[-2:])
-            if camera != self._averaged:
-                self._averaged = camera
-                self._logs.clear()
-            focal = predicted[:, [0, 1], [0, 1]]
-            self._logs.append(np.log(focal).mean(0))
-            chosen[:, [0, 1], [0, 1]] = np.exp(np.mean(self._logs, axis=0))
+            self._average(chosen, batch)
         if self._settings.use_known_intrinsics:
             for i, matrix in enumerate(known):
                 if matrix is not None:
                     chosen[i] = matrix
         return chosen
+
+    def _average(self, matrices: Array, batch: Batch) -> None:
+        """Put in the focal lengths of each camera's last windows."""
+        if tuple(batch.images.shape[-2:]) != self._size:
+            self._size = tuple(batch.images.shape[-2:])
+            self._logs.clear()
+        cameras = [(frame.camera, frame.camera_frame) for frame in batch.frames]
+        for camera in set(cameras):
+            own = np.flatnonzero([each == camera for each in cameras])
+            focal = matrices[own][:, [0, 1], [0, 1]]
+            logs = self._logs.setdefault(camera, deque(maxlen=_WINDOWS))
+            logs.append(np.log(focal).mean(0))
+            matrices[own[:, None], [0, 1], [0, 1]] = np.exp(np.mean(logs, axis=0))
 
     def _compare(self, predicted: Array, known: list[Array | None]) -> None:
         ratios = [

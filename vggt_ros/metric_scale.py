@@ -89,7 +89,11 @@ class MotionScale:
         position spoils a quarter of the distances between eight.
         """
         stamps = np.array([frame.stamp_ns for frame in batch.frames]) * 1e-9
-        metric = self._positions(stamps, batch.frames[-1].camera_frame)
+        metric = np.empty((len(stamps), 3))
+        cameras = np.array([frame.camera_frame for frame in batch.frames])
+        for camera in np.unique(cameras):
+            own = cameras == camera
+            metric[own] = self._positions(stamps[own], str(camera))
         mapped = map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
         one, other = np.triu_indices(len(stamps), 1)
         metres = np.linalg.norm(metric[one] - metric[other], axis=1)
@@ -128,6 +132,8 @@ class DepthScale:
         """Compare depth pixel by pixel, where the network is rather confident."""
         ratios = []
         for i, frame in enumerate(batch.frames):
+            if frame.camera:
+                continue  # the sensor is registered to the first camera
             measured = self._depth_at(frame.stamp_ns)
             if measured is None or not self._is_registered(measured.shape, frame.image.shape):
                 continue

@@ -2,10 +2,12 @@
 """Frames become overlapping windows.
 
 `SlidingWindow` takes frames in the order of their arrival, leaves out copies (a standing camera)
-and hands out a `Window` whenever `window_stride` new frames have come and the window is full. It
-judges whether the stream continues: where it does not, the next window starts a new map and says
-why. It never drops a frame that belongs to a window; thinning under load happens before
-(`ros/worker.py`), and is told to it by the stamps of the frames left out.
+and hands out a `Window` whenever `window_stride` new frames have come and the window is full.
+Where several cameras look at the same time, their frames come together, as one moment, and sizes
+count moments; a camera may be missing in some. It judges whether the stream continues: where it
+does not, the next window starts a new map and says why. It never drops a frame that belongs to a
+window; thinning under load happens before (`ros/worker.py`), and is told to it by the stamps of
+the frames left out.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ _MIN_CORNERS = 8  # with fewer corners followed, the flow says nothing
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The frames that the network sees together, oldest first."""
+    """The frames that the network sees together, oldest moment first, there the first camera."""
 
     window_id: int  # counts the windows handed out
     frames: tuple[Frame, ...]  # S frames
     ids: tuple[int, ...]  # S numbers, one for each accepted frame, rising over the whole stream
-    skipped: int  # images received since the last window that did not become part of one
+    skipped: int  # moments received since the last window that did not become part of one
     starts_map: str  # why a new map begins with this window, '' if the old one goes on
 
 
@@ -47,91 +49,102 @@ class SlidingWindow:
         self.counts: Counter[str] = Counter()  # images received, and left out by cause
         self._min_parallax = settings.min_parallax
         self._max_gap_ns = round(settings.max_stamp_gap * 1e9)
-        self._frames: list[tuple[int, Frame]] = []
-        self._waiting = 0  # how many of the newest frames have not been in a window
+        self._moments: list[list[tuple[int, Frame]]] = []
+        self._waiting = 0  # how many of the newest moments have not been in a window
         self._next_id = 0
         self._next_window = 0
         self._last_stamp_ns: int | None = None
         self._skipped = 0
         self._starts_map = 'first window'
-        self._view: npt.NDArray[np.uint8] | None = None  # last accepted frame, small and grey
+        # The last accepted frame of each camera, small and grey.
+        self._views: dict[int, npt.NDArray[np.uint8]] = {}
 
-    def add(self, frame: Frame, skipped_stamps_ns: Sequence[int] = ()) -> Window | None:
+    def add(
+        self, moment: Frame | Sequence[Frame], skipped_stamps_ns: Sequence[int] = ()
+    ) -> Window | None:
         """
-        Take the next frame.
+        Take the next frame, or those that several cameras took together.
 
-        :param skipped_stamps_ns: stamps of images that were received after the last frame but
+        :param moment: of several frames, the stamp of the first is that of all.
+        :param skipped_stamps_ns: stamps of moments that were received after the last one but
             left out before they got here; the stream is judged with them.
-        :returns: a window if this frame completes one.
+        :returns: a window if this moment completes one.
         """
+        frames = (moment,) if isinstance(moment, Frame) else tuple(moment)
+        frame = frames[0]
         self.counts['received'] += 1 + len(skipped_stamps_ns)
         self.counts['thinned'] += len(skipped_stamps_ns)
         self._skipped += len(skipped_stamps_ns)
         if self._last_stamp_ns == frame.stamp_ns or frame.stamp_ns in skipped_stamps_ns:
             self._leave_out('duplicate_stamp')
             return None
-        broken = self._find_break(frame, skipped_stamps_ns)
+        broken = self._find_break(frames, skipped_stamps_ns)
         if broken:
             self.reset(broken)
         self._last_stamp_ns = frame.stamp_ns
-        view = _shrink(frame.image) if self._min_parallax > 0 else None
-        if (
-            view is not None
-            and self._view is not None
-            and median_flow(self._view, view) < self._min_parallax
-        ):
-            self._leave_out('no_parallax')
-            return None
-        self._view = view
-        self._frames.append((self._next_id, frame))
-        self._next_id += 1
+        if self._min_parallax > 0:
+            views = {each.camera: _shrink(each.image) for each in frames}
+            if not self._has_moved(views):
+                self._leave_out('no_parallax')
+                return None
+            self._views.update(views)
+        numbers = range(self._next_id, self._next_id + len(frames))
+        self._moments.append(list(zip(numbers, frames)))
+        self._next_id += len(frames)
         self._waiting += 1
-        del self._frames[: -self.size]
+        del self._moments[: -self.size]
         return self._complete()
+
+    def _has_moved(self, views: dict[int, npt.NDArray[np.uint8]]) -> bool:
+        """Say whether any camera sees something else than in its last accepted frame."""
+        return any(
+            camera not in self._views
+            or median_flow(self._views[camera], view) >= self._min_parallax
+            for camera, view in views.items()
+        )
 
     def reset(self, reason: str) -> None:
         """Forget the frames; the next window starts a new map for this reason."""
-        self._frames.clear()
+        self._moments.clear()
         self._waiting = 0
-        self._view = None
+        self._views.clear()
         self._last_stamp_ns = None
         self._starts_map = reason
 
     def shrink(self, size: int) -> None:
-        """Go on with smaller windows, after the device ran out of memory."""
-        self.size = size
-        self.stride = min(self.stride, size - 1)
-        del self._frames[:-size]
+        """
+        Go on with smaller windows, after the device ran out of memory.
+
+        :param size: frames, of all cameras; at least two moments are kept.
+        """
+        self.size = max(size // max(map(len, self._moments), default=1), 2)
+        self.stride = min(self.stride, self.size - 1)
+        del self._moments[: -self.size]
 
     def _leave_out(self, cause: str) -> None:
         self.counts[cause] += 1
         self._skipped += 1
 
-    def _find_break(self, frame: Frame, skipped_stamps_ns: Sequence[int]) -> str:
-        """Say why this frame does not continue the stream, '' if it does."""
+    def _find_break(self, frames: tuple[Frame, ...], skipped_stamps_ns: Sequence[int]) -> str:
+        """Say why this moment does not continue the stream, '' if it does."""
         if self._last_stamp_ns is None:
             return ''
-        stamps = (self._last_stamp_ns, *skipped_stamps_ns, frame.stamp_ns)
+        stamps = (self._last_stamp_ns, *skipped_stamps_ns, frames[0].stamp_ns)
         steps = [later - earlier for earlier, later in pairwise(stamps)]
         if min(steps) < 0:
             return f'stamps ran backwards by {-min(steps) * 1e-9:.3f} s'
         if max(steps) > self._max_gap_ns:
             return f'stamps jumped forwards by {max(steps) * 1e-9:.3f} s'
-        if not self._frames:
-            return ''
-        last = self._frames[-1][1]
-        if frame.image.shape != last.image.shape:
-            (height, width), (was_height, was_width) = frame.image.shape[:2], last.image.shape[:2]
-            return f'images changed from {was_width}x{was_height} to {width}x{height} pixels'
-        if frame.camera_frame != last.camera_frame:
-            return f"camera frame changed from '{last.camera_frame}' to '{frame.camera_frame}'"
-        return ''
+        before = {frame.camera: frame for moment in self._moments for _, frame in moment}
+        changes = (_find_change(before.get(frame.camera, frame), frame) for frame in frames)
+        return next((change for change in changes if change), '')
 
     def _complete(self) -> Window | None:
         fresh = bool(self._starts_map)  # a new map begins with a whole window of new frames
-        if len(self._frames) < self.size or self._waiting < (self.size if fresh else self.stride):
+        wanted = self.size if fresh else self.stride
+        if len(self._moments) < self.size or self._waiting < wanted:
             return None
-        ids, frames = zip(*self._frames)
+        ids, frames = zip(*(numbered for moment in self._moments for numbered in moment))
         window = Window(
             window_id=self._next_window,
             frames=frames,
@@ -144,6 +157,16 @@ class SlidingWindow:
         self._skipped = 0
         self._starts_map = ''
         return window
+
+
+def _find_change(last: Frame, frame: Frame) -> str:
+    """Say how the images of a camera have changed, '' if they have not."""
+    if frame.image.shape != last.image.shape:
+        (height, width), (was_height, was_width) = frame.image.shape[:2], last.image.shape[:2]
+        return f'images changed from {was_width}x{was_height} to {width}x{height} pixels'
+    if frame.camera_frame != last.camera_frame:
+        return f"camera frame changed from '{last.camera_frame}' to '{frame.camera_frame}'"
+    return ''
 
 
 def _shrink(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

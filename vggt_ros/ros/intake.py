@@ -41,10 +41,12 @@ class ImageIntake:
         offer: Callable[[ReceivedImage], None],
         counts: Counter[str],
         complain: Callable[[str, str], None],
+        camera: int = 0,
     ) -> None:
         """
         Subscribe.
 
+        :param camera: which of the settings' cameras.
         :param offer: takes each image that passes the checks; must return at once.
         :param counts: what comes is counted here.
         :param complain: takes the kind of a fault and a sentence about it.
@@ -53,18 +55,20 @@ class ImageIntake:
         self._offer = offer
         self._counts = counts
         self._complain = complain
+        self._camera = camera
         self._calibration: Calibration | None = None
         self._last_stamp_ns: int | None = None
         self._compressed = settings.image_transport == 'compressed'
         self._check = check_compressed if self._compressed else check_image
+        self.topic, info_topic = settings.camera_topics[camera]
         self._images = node.create_subscription(
             CompressedImage if self._compressed else Image,
-            'image_raw/compressed' if self._compressed else 'image_raw',
+            f'{self.topic}/compressed' if self._compressed else self.topic,
             self._take_image,
             make_qos(settings.image_reliability, settings.image_depth),
         )
         self._infos = node.create_subscription(
-            CameraInfo, 'camera_info', self._take_info, qos_profile_sensor_data
+            CameraInfo, info_topic, self._take_info, qos_profile_sensor_data
         )
 
     def decode(self, image: ReceivedImage) -> Frame:
@@ -85,7 +89,7 @@ class ImageIntake:
                 f'the image has {width}x{height}: it is left out of account',
             )
             calibration = None
-        return Frame(pixels, image.stamp_ns, message.header.frame_id, calibration)
+        return Frame(pixels, image.stamp_ns, message.header.frame_id, calibration, self._camera)
 
     def count_publishers(self) -> int:
         """Count the publishers of images: more than one mix theirs."""
@@ -112,7 +116,9 @@ class ImageIntake:
             )
             return
         self._last_stamp_ns = stamp_ns
-        self._offer(ReceivedImage(message, stamp_ns, time.monotonic(), self._calibration))
+        self._offer(
+            ReceivedImage(message, stamp_ns, time.monotonic(), self._calibration, self._camera)
+        )
 
     def _take_info(self, message: Any) -> None:
         try:

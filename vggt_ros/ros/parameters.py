@@ -62,6 +62,24 @@ class NodeSettings:
         "'map_to_odom'.",
     )
     map_frame: str = setting('map', "Parent of odom_frame with tf_mode 'map_to_odom'.")
+    image_topics: str = setting(
+        '',
+        'Image topics of several cameras, separated by spaces, for joint windows; their '
+        'camera_info is expected beside each. Empty: one camera, on image_raw and camera_info.',
+    )
+    sync_slop: float = setting(
+        0.02,
+        'Images of several cameras belong together if their stamps differ by no more than this, '
+        'seconds.',
+        low=0.0,
+        high=10.0,
+    )
+    camera_timeout: float = setting(
+        1.0,
+        'The other cameras go on without one that has been silent for so many seconds.',
+        low=0.01,
+        high=3600.0,
+    )
     image_transport: str = setting(
         'raw',
         'raw: sensor_msgs/Image on image_raw; compressed: sensor_msgs/CompressedImage (JPEG or '
@@ -95,8 +113,20 @@ class NodeSettings:
         1.0, 'Seconds between two messages on /diagnostics.', low=0.05, high=60.0
     )
 
+    @property
+    def camera_topics(self) -> list[tuple[str, str]]:
+        """For each camera the topics of its images and of its calibration."""
+        topics = self.image_topics.split()
+        if not topics:
+            return [('image_raw', 'camera_info')]
+        # beside the images, as image_transport has it
+        return [(topic, '/'.join([*topic.split('/')[:-1], 'camera_info'])) for topic in topics]
+
     def __post_init__(self) -> None:
         check_range(self)
+        topics = self.image_topics.split()
+        if len(set(topics)) < len(topics):
+            raise ValueError(f"image_topics is '{self.image_topics}', expected different topics")
         names = ('world_frame', 'camera_frame_prefix', 'odom_frame', 'map_frame')
         for name in names:
             value = getattr(self, name)

@@ -14,7 +14,9 @@ from typing import Any
 from std_srvs.srv import Trigger
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
 from vggt_ros.inference import Network
+from vggt_ros.ros.convert import ImageError
 from vggt_ros.ros.diagnostics import Diagnostics
 from vggt_ros.ros.intake import ImageIntake
 from vggt_ros.ros.log import RateLimitedLog
@@ -24,8 +26,9 @@ from vggt_ros.ros.publish import MapPublishers
 from vggt_ros.ros.robot_frames import RobotFrames
 from vggt_ros.ros.scale_inputs import ScaleInputs
 from vggt_ros.ros.transforms import CameraTransforms
-from vggt_ros.ros.worker import InferenceWorker, ReceivedImage
+from vggt_ros.ros.worker import InferenceWorker, ReceivedImage, ReceivedMoment
 from vggt_ros.scene_map import MapUpdate
+from vggt_ros.synchronise import Synchroniser
 
 _COUNTED_BEFORE = ('received', 'thinned')  # the engine counts again what is counted here
 
@@ -69,13 +72,18 @@ class Pipeline:
         self._worker.start()
         self._scale_inputs = scale_inputs
         scale_inputs.start(node, self._complain_counted)
-        self._intake = ImageIntake(node, settings, self._worker.offer, counts, self._complain)
+        self._synchroniser = self._make_synchroniser(settings)
+        self._intakes = [
+            ImageIntake(node, settings, self._offer, counts, self._complain, camera)
+            for camera in range(len(settings.camera_topics))
+        ]
         self._timer = node.create_timer(settings.diagnostics_period, self._report)
         self._reset = node.create_service(Trigger, '~/reset', self._answer_reset)
 
     def stop(self) -> None:
         """End everything, after the window that is being computed."""
-        self._intake.destroy()
+        for intake in self._intakes:
+            intake.destroy()
         self._scale_inputs.stop()
         self._robot_frames.stop()
         self._node.destroy_timer(self._timer)
@@ -95,10 +103,50 @@ class Pipeline:
         """
         return self._worker.stop(timeout)
 
-    def _decode(self, image: ReceivedImage) -> Any:
-        return self._intake.decode(image)
+    def _make_synchroniser(self, settings: NodeSettings) -> Synchroniser[ReceivedImage]:
+        topics = [images for images, _ in settings.camera_topics]
 
-    def _publish(self, update: MapUpdate, newest: ReceivedImage) -> None:
+        def say_silent(camera: int, seconds: float) -> None:
+            self._complain_counted(
+                'silent_camera',
+                f"no image on '{topics[camera]}' for {seconds:.1f} s: the other cameras go on",
+            )
+
+        def say_unmatched(camera: int) -> None:
+            self._complain_counted(
+                'unmatched_image',
+                f"an image on '{topics[camera]}' is left out: no other camera has one within "
+                f'{settings.sync_slop} s of it (sync_slop)',
+            )
+
+        return Synchroniser(
+            len(topics), settings.sync_slop, settings.camera_timeout, say_silent, say_unmatched
+        )
+
+    def _offer(self, image: ReceivedImage) -> None:
+        for moment in self._synchroniser.add(image.camera, image):
+            self._worker.offer(ReceivedMoment(tuple(moment.values())))
+
+    def _decode(self, moment: ReceivedMoment) -> list[Frame]:
+        """
+        Decode what can be decoded.
+
+        :raises ImageError: if that is nothing.
+        """
+        frames, bad = [], []
+        for image in moment.images:
+            try:
+                frames.append(self._intakes[image.camera].decode(image))
+            except ImageError as error:
+                bad.append(error)
+        if not frames:
+            raise bad[0]
+        for error in bad:
+            self._counts[f'bad_image_{error.cause}'] += 1
+            self._complain(f'bad_image_{error.cause}', f'an image is left out: {error}')
+        return frames
+
+    def _publish(self, update: MapUpdate, newest: ReceivedMoment) -> None:
         poses = self._publishers.publish(update, newest.arrived)
         self._transforms.publish(update.batch.frames, poses)
         if self._map_to_odom is not None:
@@ -118,7 +166,7 @@ class Pipeline:
         for key in _COUNTED_BEFORE:
             del counts[key]
         counts.update(self._counts.copy(), waiting=self._worker.waiting)
-        publishers = self._intake.count_publishers()
+        publishers = max(intake.count_publishers() for intake in self._intakes)
         if publishers > 1:
             self._log.warn(
                 'several_publishers',

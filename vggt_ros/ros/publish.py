@@ -3,8 +3,9 @@
 Everything that the node says about the map, except /tf and /diagnostics.
 
 One message per new frame with the frame's own stamp: `~/depth/*` in the image's frame, `~/points`
-and `~/odometry` in the world frame. One message per window: `~/poses`, `~/path`, `~/window`.
-Nothing is built for a topic without subscribers: publishing costs the same whether or not
+and `~/odometry` in the world frame. One message per window: `~/poses`, `~/path`, `~/window`. Of
+several cameras each has its own `~/camera_<number>/depth/*`; odometry and path are those of the
+first. Nothing is built for a topic without subscribers: publishing costs the same whether or not
 somebody listens.
 """
 
@@ -44,6 +45,14 @@ TOPICS: dict[str, Any] = {
 }
 
 
+CAMERA_TOPICS = ('~/depth/image_rect', '~/depth/confidence', '~/depth/camera_info')
+
+
+def topic_of(topic: str, camera: int, cameras: int) -> str:
+    """Name the topic of a camera: one of several has its own."""
+    return topic if cameras == 1 else topic.replace('~/', f'~/camera_{camera}/')
+
+
 def make_qos(reliability: str, depth: int) -> QoSProfile:
     """
     Make a QoS profile that keeps the last `depth` messages.
@@ -64,8 +73,14 @@ class MapPublishers:
         self._node = node
         self._settings = settings
         qos = make_qos(settings.publish_reliability, settings.publish_depth)
+        self._cameras = len(settings.camera_topics)
+        names = {
+            topic_of(topic, camera, self._cameras) if topic in CAMERA_TOPICS else topic: kind
+            for topic, kind in TOPICS.items()
+            for camera in range(self._cameras)
+        }
         self._publishers = {
-            topic: node.create_publisher(kind, topic, qos) for topic, kind in TOPICS.items()
+            name: node.create_publisher(kind, name, qos) for name, kind in names.items()
         }
         self._path: deque[PoseStamped] = deque(maxlen=settings.max_path)
         self._path_factor = 1.0  # metres in one map unit, as the poses of the path have it
@@ -95,16 +110,19 @@ class MapPublishers:
         in_image = make_header(frame.camera_frame, frame.stamp_ns)
         in_world = make_header(self._settings.world_frame, frame.stamp_ns)
         geometry = update.reconstruction
-        if publisher := self._heard('~/depth/image_rect'):
+        image, confidence, info = (
+            topic_of(topic, frame.camera, self._cameras) for topic in CAMERA_TOPICS
+        )
+        if publisher := self._heard(image):
             publisher.publish(make_float_image(in_image, update.depth(i)))
-        if publisher := self._heard('~/depth/confidence'):
+        if publisher := self._heard(confidence):
             publisher.publish(make_float_image(in_image, geometry.confidence[i]))
-        if publisher := self._heard('~/depth/camera_info'):
+        if publisher := self._heard(info):
             height, width = geometry.depth.shape[1:]
             publisher.publish(make_camera_info(in_image, geometry.intrinsics[i], height, width))
         if publisher := self._heard('~/points'):
             publisher.publish(make_cloud(in_world, update.points(i)))
-        if publisher := self._heard('~/odometry'):
+        if frame.camera == 0 and (publisher := self._heard('~/odometry')):
             child = self._settings.camera_frame_prefix
             known = update.covariance
             covariance = None if known is None else known[i]
@@ -122,7 +140,7 @@ class MapPublishers:
         self._path.extend(
             PoseStamped(header=make_header(world_frame, frame.stamp_ns), pose=pose)
             for frame, pose, is_new in zip(frames, poses, update.is_new)
-            if is_new or update.map_started_because
+            if frame.camera == 0 and (is_new or update.map_started_because)
         )
         if publisher := self._heard('~/path'):
             publisher.publish(Path(header=header, poses=list(self._path)))

@@ -32,6 +32,7 @@ class CameraTransforms:
         self._mode = settings.tf_mode
         self._world_frame = settings.world_frame
         self._prefix = settings.camera_frame_prefix
+        self._several = len(settings.camera_topics) > 1
         self._log = log
         self._publisher = (
             node.create_publisher(TFMessage, '/tf', TF_QOS)
@@ -48,13 +49,14 @@ class CameraTransforms:
         """
         if self._publisher is None:
             return
-        if self._mode == 'newest':
-            named = [(self._prefix, frames[-1], poses[-1])]
-        else:
-            named = [
-                (f'{self._prefix}_{i}', frame, pose)
-                for i, (frame, pose) in enumerate(zip(frames, poses))
-            ]
+        named = []
+        for camera in sorted({frame.camera for frame in frames}):
+            prefix = f'{self._prefix}_{camera}' if self._several else self._prefix
+            own = [pair for pair in zip(frames, poses) if pair[0].camera == camera]
+            if self._mode == 'newest':
+                named.append((prefix, *own[-1]))
+            else:
+                named += [(f'{prefix}_{i}', *pair) for i, pair in enumerate(own)]
         taken = {frame.camera_frame for frame in frames}
         transforms = [
             self._make_transform(child, frame.stamp_ns, pose)

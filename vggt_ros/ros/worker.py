@@ -38,6 +38,24 @@ class ReceivedImage:
     stamp_ns: int  # acquisition time
     arrived: float  # time.monotonic() in the callback
     calibration: Calibration | None
+    camera: int = 0
+
+
+@dataclass(frozen=True)
+class ReceivedMoment:
+    """Images that several cameras took together, or one alone."""
+
+    images: tuple[ReceivedImage, ...]
+
+    @property
+    def stamp_ns(self) -> int:
+        """Acquisition time of the first."""
+        return self.images[0].stamp_ns
+
+    @property
+    def arrived(self) -> float:
+        """When the last one came, time.monotonic()."""
+        return max(image.arrived for image in self.images)
 
 
 class InferenceWorker:
@@ -46,8 +64,8 @@ class InferenceWorker:
     def __init__(
         self,
         engine: StreamingEngine,
-        decode: Callable[[ReceivedImage], Frame],
-        publish: Callable[[MapUpdate, ReceivedImage], None],
+        decode: Callable[[ReceivedMoment], Sequence[Frame]],
+        publish: Callable[[MapUpdate, ReceivedMoment], None],
         capacity: int,
         counts: Counter[str],
         complain: Callable[[str, str], None],
@@ -55,9 +73,9 @@ class InferenceWorker:
         """
         Prepare the worker; `start` starts it.
 
-        :param decode: raises ImageError for an image that cannot be used.
-        :param publish: called in the thread, with the image that completed the window.
-        :param capacity: images that may wait: as many as a window takes.
+        :param decode: raises ImageError where no image can be used.
+        :param publish: called in the thread, with the images that completed the window.
+        :param capacity: moments that may wait: as many as a window takes.
         :param counts: what happens is counted here.
         :param complain: takes the kind of a failure and a sentence about it.
         """
@@ -68,8 +86,8 @@ class InferenceWorker:
         self._publish = publish
         self._complain = complain
         self._capacity = capacity
-        self._waiting: list[ReceivedImage] = []
-        self._left_out: list[ReceivedImage] = []  # until an image that came later is taken
+        self._waiting: list[ReceivedMoment] = []
+        self._left_out: list[ReceivedMoment] = []  # until one that came later is taken
         self._unseen_ns: list[int] = []  # left out before an image that could not be decoded
         self._last_taken_ns: int | None = None
         self._reset_reason = ''
@@ -79,7 +97,7 @@ class InferenceWorker:
 
     @property
     def waiting(self) -> int:
-        """Images that wait now."""
+        """Moments that wait now."""
         return len(self._waiting)
 
     def start(self) -> None:
@@ -99,10 +117,10 @@ class InferenceWorker:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def offer(self, image: ReceivedImage) -> None:
-        """Take an image; returns at once."""
+    def offer(self, moment: ReceivedMoment) -> None:
+        """Take images; returns at once."""
         with self._changed:
-            self._waiting.append(image)
+            self._waiting.append(moment)
             if len(self._waiting) > self._capacity:
                 stamps = [waiting.stamp_ns for waiting in self._waiting]
                 self._left_out.append(
@@ -125,27 +143,27 @@ class InferenceWorker:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
                 if self._stopping:
                     return
-                image, skipped_ns, reset_reason = self._take()
+                moment, skipped_ns, reset_reason = self._take()
             if reset_reason:
                 self._engine.reset(reset_reason)
-            self._process(image, skipped_ns)
+            self._process(moment, skipped_ns)
             self.engine_counts = self._engine.counts
 
-    def _take(self) -> tuple[ReceivedImage, list[int], str]:
-        image = self._waiting.pop(0)
-        self._last_taken_ns = image.stamp_ns
-        earlier = [other for other in self._left_out if other.arrived < image.arrived]
-        self._left_out = [other for other in self._left_out if other.arrived > image.arrived]
+    def _take(self) -> tuple[ReceivedMoment, list[int], str]:
+        moment = self._waiting.pop(0)
+        self._last_taken_ns = moment.stamp_ns
+        earlier = [other for other in self._left_out if other.arrived < moment.arrived]
+        self._left_out = [other for other in self._left_out if other.arrived > moment.arrived]
         earlier.sort(key=lambda other: other.arrived)
         reset_reason, self._reset_reason = self._reset_reason, ''
-        return image, [other.stamp_ns for other in earlier], reset_reason
+        return moment, [other.stamp_ns for other in earlier], reset_reason
 
-    def _process(self, image: ReceivedImage, skipped_ns: list[int]) -> None:
+    def _process(self, moment: ReceivedMoment, skipped_ns: list[int]) -> None:
         try:
-            update = self._engine.add(self._decode(image), self._unseen_ns + skipped_ns)
+            update = self._engine.add(self._decode(moment), self._unseen_ns + skipped_ns)
             self._unseen_ns = []
             if update is not None and not self._stopping:
-                self._publish(update, image)
+                self._publish(update, moment)
         except ImageError as error:
             # the engine has not seen these: it judges with the next image that can be decoded
             self._unseen_ns += skipped_ns
