@@ -53,9 +53,11 @@ parity: build
 
 evaluate: setup
 	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model truth --noise 1,0.3,1 $(ARGS)
+	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all $(ARGS)
 
 train-small: setup
-	@$(UNBUILT) python -m vggt_ros.cli.train --folder training_output/small $(ARGS)
+	@MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000 \
+		$(UNBUILT) python -m vggt_ros.cli.train --folder training_output/small $(ARGS)
 
 clean:
 	rm -rf .colcon .venv .venv-kilted .venv-sourced-* .pytest_cache .mypy_cache .ruff_cache
