@@ -57,7 +57,8 @@ evaluate: setup
 
 train-small: setup
 	@MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000 \
-		$(UNBUILT) python -m vggt_ros.cli.train --folder training_output/small $(ARGS)
+		$(UNBUILT) python -m vggt_ros.cli.train --folder training_output/small \
+		--checkpoint embedded $(ARGS)
 
 clean:
 	rm -rf .colcon .venv .venv-kilted .venv-sourced-* .pytest_cache .mypy_cache .ruff_cache
