@@ -574,6 +574,21 @@ def test_what_cannot_tell_the_scale_is_said_and_the_map_goes_on(idle, kind, said
         idle.set(scale_source='none')
 
 
+def test_a_camera_that_cannot_move_tells_no_scale(idle, robot):
+    idle.set(scale_source='tf')
+    assert idle.change('configure', 'activate')
+    idle.settle()
+    heard = robot.publishers['tf_static'].get_subscription_count
+    idle.spin_until(lambda: heard() > 0, what='tf_static')
+    robot.place('base', 'camera', BASE_NS, robot.base_from_camera, 'tf_static')
+    robot.place('odom', 'base', BASE_NS, np.eye(4), 'tf_static')
+    idle.spin_for(0.3)
+    idle.send(range(SIZE))
+    assert not idle.wait_windows(1)[0].scale_valid
+    idle.wait_health(scale_tf=1)
+    assert "'camera' cannot move in 'odom', all between them is static" in idle.node_process.said()
+
+
 def start_in_map(idle, robot, **settings):
     idle.set(tf_mode='map_to_odom', **settings)
     assert idle.change('configure', 'activate')

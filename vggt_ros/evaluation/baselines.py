@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vggt_ros.geometry.camera import decode_pose
+from vggt_ros.geometry.camera import decode_pose, invert_rigid
 from vggt_ros.geometry.poses import Array
 from vggt_ros.training.samples import Source
 
@@ -87,7 +87,8 @@ def sift_odometry(images: npt.NDArray[np.uint8], matrix: Array) -> Array:
         if before is not None:
             new_from_old = np.eye(4)
             new_from_old[:3] = _pair_motion(matcher, before, found, matrix)
-            poses.append(poses[-1] @ np.linalg.inv(new_from_old))
+            old_from_new = invert_rigid(torch.from_numpy(new_from_old)).numpy()
+            poses.append(poses[-1] @ old_from_new)
         before = found
     return np.stack(poses)
 

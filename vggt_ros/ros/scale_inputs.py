@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,13 @@ class ScaleInputs:
             poses = self._tf.look_up(self._fixed_frame, camera_frame, stamps)
         except ValueError as error:
             return self._know_nothing('scale_tf', f'no scale by /tf: {error}', stamps)
+        with suppress(ValueError):  # the camera need not hang on the fixed frame
+            if self._tf.is_static(self._fixed_frame, camera_frame):
+                sentence = (
+                    f"no scale by /tf: '{camera_frame}' cannot move in '{self._fixed_frame}', all "
+                    'between them is static; expected odom_frame to be the frame of an odometry'
+                )
+                return self._know_nothing('scale_tf', sentence, stamps)
         if np.isnan(poses).all():
             sentence = (
                 f"no scale by /tf: it says where '{camera_frame}' is in '{self._fixed_frame}', "
