@@ -20,6 +20,9 @@ from vggt_ros.geometry.poses import Array
 
 Depth = npt.NDArray[np.float32]
 
+# Type of a pixel of a depth image, and its unit in metres (REP-118), by the encoding in ROS.
+DEPTH_ENCODINGS = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}
+
 
 @dataclass(frozen=True)
 class RgbdFrame:

@@ -21,13 +21,12 @@ from rosbags.typesys import Stores, get_typestore
 
 from vggt_ros.geometry.poses import Array, pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
-from vggt_ros.io.rgbd import RgbdFrame
+from vggt_ros.io.rgbd import DEPTH_ENCODINGS, RgbdFrame
 
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 CALIBRATION = 'sensor_msgs/msg/CameraInfo'
 POSES = ('geometry_msgs/msg/PoseStamped', 'nav_msgs/msg/Odometry')
 TRANSFORMS = 'tf2_msgs/msg/TFMessage'
-DEPTH_UNITS = {'16UC1': 1000.0, 'mono16': 1000.0, '32FC1': 1.0}  # to the metre (REP-118)
 LARGEST_OFFSET = 0.02  # s between a colour and a depth picture of the same moment
 LARGEST_GAP = 0.5  # s between poses
 
@@ -58,7 +57,9 @@ class BagRecording:
             )
         except (AnyReaderError, OSError) as error:
             raise ValueError(f'{path} cannot be read as a bag: {error}') from error
-        depths = {topic for topic in self._topics(*IMAGES) if self._encoding(topic) in DEPTH_UNITS}
+        depths = {
+            topic for topic in self._topics(*IMAGES) if self._encoding(topic) in DEPTH_ENCODINGS
+        }
         colours = self._topics(*IMAGES) - depths
         self._image_topic = self._choose('image_topic', image_topic, colours)
         self._depth_topic = self._choose('depth_topic', depth_topic, depths)
@@ -102,7 +103,7 @@ class BagRecording:
             stored = message_to_cvimage(depth)
         except ImageError as error:
             raise ValueError(f'{self.name}: a picture cannot be decoded: {error}') from error
-        measured = stored.astype(np.float32) / DEPTH_UNITS[depth.encoding]
+        measured = stored.astype(np.float32) * np.float32(DEPTH_ENCODINGS[depth.encoding][1])
         measured[~(measured > 0) | ~np.isfinite(measured)] = np.nan
         pixels = np.ascontiguousarray(image, np.uint8)
         return RgbdFrame(float(stamp), pixels, measured, pose, self._intrinsics)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vggt_ros.frames import Calibration
+from vggt_ros.io.rgbd import DEPTH_ENCODINGS
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -74,8 +75,6 @@ ENCODINGS: dict[str, Encoding] = {
     'yuyv': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
     'yuv422_yuy2': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
 }
-# Type of a pixel and its unit in metres.
-_DEPTHS = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}
 _SMALLEST_BAYER = 2  # pixels; a side of less has no whole 2x2 pattern
 
 
@@ -156,13 +155,13 @@ def decode_depth(message: Any) -> npt.NDArray[np.float32]:
     :returns: (H, W), NaN where nothing was measured (0, negative or not finite).
     :raises ImageError: if the image is no such depth.
     """
-    if message.encoding not in _DEPTHS:
+    if message.encoding not in DEPTH_ENCODINGS:
         raise ImageError(
             'unknown_encoding',
             f"the depth image's encoding is '{message.encoding}', expected one of "
-            f'{", ".join(_DEPTHS)}',
+            f'{", ".join(DEPTH_ENCODINGS)}',
         )
-    kind, unit = _DEPTHS[message.encoding]
+    kind, unit = DEPTH_ENCODINGS[message.encoding]
     dtype = np.dtype(kind).newbyteorder('>' if message.is_bigendian else '<')
     _check_layout(message, dtype.itemsize)
     stored: npt.NDArray[Any] = np.ndarray(
