@@ -72,8 +72,8 @@ class ModelSettings:
         "Weights of the network: 'untrained' (a small network with random weights: the pipeline "
         "runs, its geometry means nothing), 'embedded' (a small network that comes with the "
         'package, trained on synthetic rooms only), a .safetensors or .pt file with the official '
-        "key names, or a Hugging Face id such as 'facebook/VGGT-1B'. A config.json beside the file "
-        'gives the size of the network; without one it is that of VGGT-1B.',
+        "key names, or a Hugging Face id such as 'facebook/VGGT-1B'. A config.json beside the "
+        'file gives the size of the network; without one it is that of VGGT-1B.',
     )
     device: str = setting(
         'auto', "Torch device: 'auto' (CUDA if there is one, else the CPU), 'cpu', 'cuda:0', ..."
