@@ -139,11 +139,12 @@ class Pipeline:
                 frames.append(self._intakes[image.camera].decode(image))
             except ImageError as error:
                 bad.append(error)
-        if not frames:
-            raise bad[0]
-        for error in bad:
+        told = 0 if frames else 1  # the worker tells what is raised
+        for error in bad[told:]:
             self._counts[f'bad_image_{error.cause}'] += 1
             self._complain(f'bad_image_{error.cause}', f'an image is left out: {error}')
+        if not frames:
+            raise bad[0]
         return frames
 
     def _publish(self, update: MapUpdate, newest: ReceivedMoment) -> None:
