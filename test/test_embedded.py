@@ -8,10 +8,12 @@ import torch
 
 from vggt_ros import embedded
 from vggt_ros.embedded import find_embedded, write_embedded
+from vggt_ros.evaluation.synthetic import evaluate_windows
 from vggt_ros.inference import load_network
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.settings import ModelSettings
+from vggt_ros.training.samples import SyntheticSource
 
 
 @pytest.fixture
@@ -72,3 +74,15 @@ def test_weights_that_are_too_large_are_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, 'LARGEST', 1000)
     with pytest.raises(ValueError, match='at most 1000'):
         write_embedded(tiny, 84, '', '', tmp_path)
+
+
+def test_the_weights_of_the_package_are_whole_and_know_a_room():
+    """Untrained weights are off by the mean depth; a moderate bound tells trained ones."""
+    path, about = find_embedded()
+    assert path.stat().st_size < embedded.LARGEST
+    network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
+    source = SyntheticSource('test', 11, 56, about.image_width, queries=4)
+    found = evaluate_windows(network, source, windows=12, frames=4, learnt_from=20)
+    ours, constant = found['model'], found['baselines']['constant_depth']
+    assert ours['absrel'] < 0.7 * constant['absrel']
+    assert ours['rotation_median_deg'] < found['baselines']['mean_motion']['rotation_median_deg']
