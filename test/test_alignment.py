@@ -74,6 +74,20 @@ def test_noise_makes_the_map_drift_no_more_than_it_must(name: str) -> None:
         assert ours['ate_percent'] <= 1.5
 
 
+def test_an_anchor_slows_down_how_turns_add_up() -> None:
+    seen = world('corridor')
+    settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'anchor_windows': 30}
+    streaming = StreamingEngine(Settings.from_flat(settings), TruthNetwork(seen, NOISE, WIDTH))
+    added = [streaming.add(Frame(PICTURE, i * STEP_NS, 'camera')) for i in range(FRAMES)]
+    updates = [update for update in added if update is not None]
+    truth = SEQUENCES['corridor'](FRAMES).world_from_camera.numpy()
+    held = measure(updates, truth, lambda i: seen.depth(i * STEP_NS, HEIGHT, WIDTH), None)['ours']
+    free = run('corridor', NOISE)[1]['ours']
+    print(held, free)
+    assert (held['maps'], held['windows']) == (1, 124)
+    assert held['rotation_deg'] < 0.8 * free['rotation_deg']
+
+
 def test_a_straight_line_is_joined_better_than_by_camera_centres() -> None:
     figures = run('corridor', NOISE)[1]
     ours, theirs = figures['ours'], figures['baselines']['centres']

@@ -38,6 +38,17 @@ def test_windows_overlap_by_size_minus_stride() -> None:
     assert [w.starts_map for w in windows] == ['first window', '', '']
 
 
+def test_an_anchor_stays_first_for_some_windows_and_the_oldest_frame_follows_it() -> None:
+    sliding = SlidingWindow(WindowSettings(4, 1, anchor_windows=3, min_parallax=0.0))
+    windows = windows_of(sliding, [frame(0.1 * i) for i in range(9)])
+    began = [(0, 1, 2, 3), (0, 2, 3, 4), (0, 3, 4, 5), (3, 4, 5, 6), (3, 5, 6, 7), (3, 6, 7, 8)]
+    assert [w.ids for w in windows] == began
+    assert [w.anchor for w in windows] == [(0,)] * 3 + [(3,)] * 3
+    sliding.reset('a test')
+    windows = windows_of(sliding, [frame(10 + 0.1 * i) for i in range(4)])
+    assert [w.ids for w in windows] == [(9, 10, 11, 12)]
+
+
 def test_a_standing_camera_fills_no_window() -> None:
     sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
     assert windows_of(sliding, [frame(0.1 * i) for i in range(10)]) == []

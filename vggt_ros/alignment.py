@@ -3,7 +3,8 @@
 
 Every window comes in a frame and a unit of its own. Shared frames are matched by their number,
 never by position in the window. What is known of a shared frame is its camera and its depth, in
-both windows:
+the window and, from the one before, in the map. An anchor, kept for many windows, stays where it
+was put first: each of them is held by it, and turns add up more slowly.
 
 - Scale is the median ratio of the depths of the same pixels. It needs no motion. A least-squares
   similarity of the points would shrink with their noise: by 6 % over 125 joints at 1 % of noise.
@@ -20,7 +21,7 @@ A weak alignment is a result with `trusted = False` and the reason, not an error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,75 +70,115 @@ class Alignment:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedWindow:
-    """A window that lies in the map: what the next one is aligned to."""
+class FrameGeometry:
+    """Camera and thinned-out depth of a frame, in a window's frame and unit or in the map's."""
 
-    ids: tuple[int, ...]  # S frame numbers
-    reconstruction: Reconstruction
-    map_from_window: Sim3
+    camera: Array  # (4, 4), rigid, camera to window or map
+    intrinsics: Array  # (3, 3), pixels of the thinned depth
+    depth: npt.NDArray[np.float32]  # (h, w), along the optical axis
+    confidence: npt.NDArray[np.float32]  # (h, w)
+
+    def points(self, chosen: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Give points (P, 3) and depth (P,) of the chosen pixels (h, w)."""
+        depth = self.depth.astype(np.float64)
+        in_camera = unproject(torch.from_numpy(depth), torch.from_numpy(self.intrinsics)).numpy()
+        return in_camera[chosen] @ self.camera[:3, :3].T + self.camera[:3, 3], depth[chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedFrames:
+    """What a window is aligned to: frames that lie in the map."""
+
+    frames: dict[int, FrameGeometry]  # by number, in the map
+    scale: float  # map units in one unit of the window placed last
+
+
+def thin_out(reconstruction: Reconstruction, i: int, place: Sim3 | None = None) -> FrameGeometry:
+    """
+    Take what alignment needs of a frame.
+
+    :param place: where to put it, map from window; None: it stays in the window.
+    """
+    step = max(round((reconstruction.depth[i].size / _PIXELS_PER_FRAME) ** 0.5), 1)
+    place = place or Sim3()
+    return FrameGeometry(
+        camera=place.place(reconstruction.window_from_camera[i]),
+        intrinsics=np.diag([1 / step, 1 / step, 1]) @ reconstruction.intrinsics[i],
+        depth=np.float32(place.scale) * reconstruction.depth[i, ::step, ::step],
+        confidence=reconstruction.confidence[i, ::step, ::step].copy(),
+    )
+
+
+def place_frames(
+    ids: Sequence[int],
+    reconstruction: Reconstruction,
+    map_from_window: Sim3,
+    staying: Mapping[int, FrameGeometry],
+) -> PlacedFrames:
+    """
+    Put the frames of a window into the map.
+
+    :param staying: frames that lie there already and stay where they are.
+    """
+    frames = {
+        number: staying.get(number) or thin_out(reconstruction, i, map_from_window)
+        for i, number in enumerate(ids)
+    }
+    return PlacedFrames(frames, map_from_window.scale)
 
 
 @dataclass(frozen=True, slots=True)
 class _SharedFrame:
-    """A frame as two windows have it, each in its own frame and unit."""
+    """A frame as the map and a window have it."""
 
-    old_camera: Array  # (4, 4), window-from-camera
-    new_camera: Array
-    old_points: Array  # (P, 3), the pixels that both are rather confident of, in the window
+    old_camera: Array  # (4, 4), map-from-camera
+    new_camera: Array  # (4, 4), window-from-camera
+    old_points: Array  # (P, 3), the pixels that both are rather confident of, in the map
     old_depth: Array  # (P,)
-    new_points: Array
+    new_points: Array  # in the window
     new_depth: Array
 
 
 def align(
     ids: Sequence[int],
     reconstruction: Reconstruction,
-    placed: PlacedWindow | None,
+    placed: PlacedFrames | None,
     max_residual: float,
 ) -> Alignment:
     """
-    Align a window with the one placed last.
+    Align a window with frames that lie in the map.
 
     :param ids: S frame numbers of the new window.
-    :param placed: the window to align with; None if the map is empty.
+    :param placed: the frames to align with; None if the map is empty.
     :param max_residual: the largest residual that is trusted.
     """
-    shared = [] if placed is None else sorted(set(ids) & set(placed.ids))
+    shared = [] if placed is None else [i for i, n in enumerate(ids) if n in placed.frames]
     if placed is None or not shared:
         return _nothing_shared()
-    frames = [
-        _share(
-            placed.reconstruction,
-            placed.ids.index(number),
-            reconstruction,
-            list(ids).index(number),
-        )
-        for number in shared
-    ]
+    frames = [_share(placed.frames[ids[i]], thin_out(reconstruction, i)) for i in shared]
     log_ratio = np.concatenate([np.log(f.old_depth / f.new_depth) for f in frames])
     log_scale = float(np.median(log_ratio))
     depth_residual = float(np.median(np.abs(np.expm1(log_ratio - log_scale))))
     parallax = _parallax(frames)
     held = depth_residual > _UNSURE_DEPTH and parallax < _NO_PARALLAX
-    old_from_new = _fit_cameras(frames, 1.0 if held else float(np.exp(log_scale)))
-    distance = np.concatenate([_distances(frame, old_from_new) for frame in frames])
+    map_from_window = _fit_cameras(frames, placed.scale if held else float(np.exp(log_scale)))
+    distance = np.concatenate([_distances(frame, map_from_window) for frame in frames])
     residual = float(np.median(distance))
     trusted = residual <= max_residual
     note = (
         '' if trusted else f'points of the shared frames differ by {residual:.2g} of their depth'
     )
-    shift_variance, turn_variance = _scatter(frames, old_from_new)
-    centres = np.stack([frame.old_camera[:3, 3] for frame in frames])
+    shift_variance, turn_variance = _scatter(frames, map_from_window)
     return Alignment(
-        map_from_window=placed.map_from_window @ old_from_new,
+        map_from_window=map_from_window,
         shared=len(shared),
         residual=residual,
         inliers=float(np.mean(distance <= _INLIER)),
         depth_residual=depth_residual,
         parallax=parallax,
-        shift_variance=shift_variance * placed.map_from_window.scale**2,
+        shift_variance=shift_variance,
         turn_variance=turn_variance,
-        middle=placed.map_from_window.apply(centres.mean(0)),
+        middle=np.stack([frame.old_camera[:3, 3] for frame in frames]).mean(0),
         scale_held=held,
         trusted=trusted,
         note=note,
@@ -161,41 +202,22 @@ def _nothing_shared() -> Alignment:
     )
 
 
-def _share(old: Reconstruction, there: int, new: Reconstruction, here: int) -> _SharedFrame:
-    """Take the same pixels of a frame from two windows, where both are rather confident."""
-    step = max(round((new.depth[here].size / _PIXELS_PER_FRAME) ** 0.5), 1)
-    confidence = np.minimum(
-        new.confidence[here, ::step, ::step], old.confidence[there, ::step, ::step]
-    )
+def _share(old: FrameGeometry, new: FrameGeometry) -> _SharedFrame:
+    """Take the pixels of a frame that both are rather confident of."""
+    confidence = np.minimum(new.confidence, old.confidence)
     chosen = confidence >= np.median(confidence)
-    return _SharedFrame(
-        old.window_from_camera[there],
-        new.window_from_camera[here],
-        *_points(old, there, step, chosen),
-        *_points(new, here, step, chosen),
-    )
-
-
-def _points(
-    window: Reconstruction, i: int, step: int, chosen: npt.NDArray[np.bool_]
-) -> tuple[Array, Array]:
-    """Give points (P, 3), in the window's frame, and depth (P,) of every `step`-th pixel."""
-    depth = window.depth[i, ::step, ::step].astype(np.float64)
-    intrinsics = np.diag([1 / step, 1 / step, 1]) @ window.intrinsics[i]
-    in_camera = unproject(torch.from_numpy(depth), torch.from_numpy(intrinsics)).numpy()
-    pose = window.window_from_camera[i]
-    return in_camera[chosen] @ pose[:3, :3].T + pose[:3, 3], depth[chosen]
+    return _SharedFrame(old.camera, new.camera, *old.points(chosen), *new.points(chosen))
 
 
 def _parallax(frames: list[_SharedFrame]) -> float:
-    """Measure how far the shared cameras moved, over what they see, in the map's window."""
+    """Measure how far the shared cameras moved, over what they see."""
     centres = np.stack([frame.old_camera[:3, 3] for frame in frames])
     depth = np.median(np.concatenate([frame.old_depth for frame in frames]))
     return float(np.linalg.norm(np.ptp(centres, axis=0)) / depth)
 
 
 def _fit_cameras(frames: list[_SharedFrame], scale: float) -> Sim3:
-    """Average where the shared cameras put the new window in the old, by their points."""
+    """Average where the shared cameras put the window in the map, by their points."""
     old = np.stack([frame.old_camera for frame in frames])
     new = np.stack([frame.new_camera for frame in frames])
     turns = old[:, :3, :3] @ new[:, :3, :3].transpose(0, 2, 1)
@@ -212,20 +234,20 @@ def _fit_cameras(frames: list[_SharedFrame], scale: float) -> Sim3:
     return fitted
 
 
-def _scatter(frames: list[_SharedFrame], old_from_new: Sim3) -> tuple[float, float]:
+def _scatter(frames: list[_SharedFrame], map_from_window: Sim3) -> tuple[float, float]:
     """Give the variances along each axis of how the cameras differ: in length and in rad."""
     if len(frames) == 1:
         return np.nan, np.nan
     old = np.stack([frame.old_camera for frame in frames])
-    placed = old_from_new.place(np.stack([frame.new_camera for frame in frames]))
+    placed = map_from_window.place(np.stack([frame.new_camera for frame in frames]))
     shifts = placed[:, :3, 3] - old[:, :3, 3]
     turns = rotation_angle(torch.from_numpy(old[:, :3, :3].transpose(0, 2, 1) @ placed[:, :3, :3]))
     freedom = 3 * (len(frames) - 1)  # the means over the cameras took one value for each axis
     return float(np.square(shifts).sum()) / freedom, float(turns.square().sum()) / freedom
 
 
-def _distances(frame: _SharedFrame, old_from_new: Sim3) -> Array:
+def _distances(frame: _SharedFrame, map_from_window: Sim3) -> Array:
     """Measure how far the same points lie apart, over their depth: (P,)."""
-    apart = old_from_new.apply(frame.new_points) - frame.old_points
+    apart = map_from_window.apply(frame.new_points) - frame.old_points
     distances: Array = np.linalg.norm(apart, axis=-1) / frame.old_depth
     return distances

@@ -18,7 +18,7 @@ from time import perf_counter
 
 import torch
 
-from vggt_ros.alignment import Alignment, PlacedWindow, align
+from vggt_ros.alignment import Alignment, PlacedFrames, align, place_frames
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference import Network
@@ -65,7 +65,7 @@ class StreamingEngine:
         self._intrinsics = IntrinsicsKeeper(camera)
         self._uncertainty = PoseUncertainty()
         self._fitted: dict[int, FittedImage] = {}
-        self._placed: PlacedWindow | None = None
+        self._placed: PlacedFrames | None = None
         self._map_id = -1
         self._restart_because = ''  # a new map that a rejected window should have started
         self._newest_id = -1  # the newest frame that was part of an update
@@ -155,7 +155,7 @@ class StreamingEngine:
     def _choose_half(self, ids: tuple[int, ...], half: int) -> list[int]:
         """Choose the newest frames, but keep one that lies in the map already, to join it by."""
         newest = list(range(len(ids) - half, len(ids)))
-        placed = () if self._placed is None else self._placed.ids
+        placed = () if self._placed is None else self._placed.frames
         shared = [i for i, number in enumerate(ids) if number in placed]
         if shared and shared[-1] < newest[0]:
             newest[0] = shared[-1]
@@ -176,6 +176,7 @@ class StreamingEngine:
             self._events['untrusted_alignments'] += 1
         self._events['held_scales'] += alignment.scale_held
         if started_because:
+            self._placed = None
             alignment = replace(alignment, map_from_window=Sim3())
             self._map_id += 1
             self._events['maps'] += 1
@@ -183,12 +184,14 @@ class StreamingEngine:
             self._uncertainty.start_map()
             logger.info('map %d starts: %s', self._map_id, started_because)
         confidence = reconstruction.confidence.mean((1, 2))
-        if not started_because and self._placed is not None:
-            shared = [number in self._placed.ids for number in batch.ids]
+        if self._placed is not None:
+            shared = [number in self._placed.frames for number in batch.ids]
             self._uncertainty.join(alignment, float(confidence[shared].mean()))
         is_new = tuple(number > self._newest_id for number in batch.ids)
         self._newest_id = batch.ids[-1]
-        self._placed = PlacedWindow(batch.ids, reconstruction, alignment.map_from_window)
+        there = {} if self._placed is None else self._placed.frames
+        anchor = {number: there[number] for number in window.anchor if number in there}
+        self._placed = place_frames(batch.ids, reconstruction, alignment.map_from_window, anchor)
         self._restart_because = ''
         metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
         centres = alignment.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])

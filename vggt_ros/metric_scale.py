@@ -120,8 +120,11 @@ class DepthScale:
         Prepare the source.
 
         :param depth_at: gives the depth (h, w) in m, NaN where unknown, that was measured
-            together with the image of this stamp, ns; None: there is none.
-        :param complain: takes a sentence about depth that cannot be used, for each image.
+            together with the image of this stamp, ns; None where that cannot be used;
+            raises LookupError where there is none.
+        :param complain: takes a sentence about depth that cannot be used, for each image; about
+            depth that is missing only where no image of a window has any, since an old image of
+            the window may be older than what is remembered of the sensor.
         """
         self._depth_at = depth_at
         self._complain = complain
@@ -131,10 +134,15 @@ class DepthScale:
     ) -> Measurement | None:
         """Compare depth pixel by pixel, where the network is rather confident."""
         ratios = []
+        missing = []
         for i, frame in enumerate(batch.frames):
             if frame.camera:
                 continue  # the sensor is registered to the first camera
-            measured = self._depth_at(frame.stamp_ns)
+            try:
+                measured = self._depth_at(frame.stamp_ns)
+            except LookupError as error:
+                missing.append(str(error))
+                continue
             if measured is None or not self._is_registered(measured.shape, frame.image.shape):
                 continue
             height, width = reconstruction.depth.shape[1:]
@@ -151,6 +159,8 @@ class DepthScale:
             confidence = reconstruction.confidence[i, ::step, ::step]
             used = (metres > 0) & (confidence >= np.median(confidence))  # NaN compares false
             ratios.append(metres[used] / reconstruction.depth[i, ::step, ::step][used])
+        if missing and not ratios:
+            self._complain(missing[-1])
         count = sum(map(len, ratios))
         if count < _FEWEST_PIXELS:
             return None

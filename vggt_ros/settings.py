@@ -152,6 +152,13 @@ class WindowSettings:
         low=1,
         high=511,
     )
+    anchor_windows: int = setting(
+        0,
+        'Windows that keep the same first frame, the anchor, in the place of their oldest one: '
+        'the map drifts less, as each of them is held by it. 0 or 1: none.',
+        low=0,
+        high=1000,
+    )
     min_parallax: float = setting(
         0.01,
         'A frame is taken when the median optical flow since the last one taken is at least this '

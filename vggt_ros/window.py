@@ -3,6 +3,7 @@
 
 `SlidingWindow` takes frames in the order of their arrival, leaves out copies (a standing camera)
 and hands out a `Window` whenever `window_stride` new frames have come and the window is full.
+With `anchor_windows` the first moment of a window, the anchor, stays first in the next ones.
 Where several cameras look at the same time, their frames come together, as one moment, and sizes
 count moments; a camera may be missing in some. It judges whether the stream continues: where it
 does not, the next window starts a new map and says why. It never drops a frame that belongs to a
@@ -29,6 +30,9 @@ _SAME_PICTURE = 1.0  # mean difference of two views of the same thing by sensor 
 _MIN_CORNERS = 8  # with fewer corners followed, the flow says nothing
 
 
+_Moments = list[list[tuple[int, Frame]]]  # each of some numbered frames
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The frames that the network sees together, oldest moment first, there the first camera."""
@@ -38,6 +42,7 @@ class Window:
     ids: tuple[int, ...]  # S numbers, one for each accepted frame, rising over the whole stream
     skipped: int  # moments received since the last window that did not become part of one
     starts_map: str  # why a new map begins with this window, '' if the old one goes on
+    anchor: tuple[int, ...] = ()  # of `ids`: the moment that windows keep, () without anchors
 
 
 class SlidingWindow:
@@ -47,9 +52,12 @@ class SlidingWindow:
         self.size = settings.window_size
         self.stride = settings.window_stride
         self.counts: Counter[str] = Counter()  # images received, and left out by cause
+        self._anchor_windows = settings.anchor_windows
         self._min_parallax = settings.min_parallax
         self._max_gap_ns = round(settings.max_stamp_gap * 1e9)
-        self._moments: list[list[tuple[int, Frame]]] = []
+        self._moments: _Moments = []
+        self._anchor: list[tuple[int, Frame]] = []  # a moment, [] before the first window
+        self._anchored = 0  # windows that began with it
         self._waiting = 0  # how many of the newest moments have not been in a window
         self._next_id = 0
         self._next_window = 0
@@ -106,6 +114,7 @@ class SlidingWindow:
     def reset(self, reason: str) -> None:
         """Forget the frames; the next window starts a new map for this reason."""
         self._moments.clear()
+        self._anchor = []
         self._waiting = 0
         self._views.clear()
         self._last_stamp_ns = None
@@ -144,19 +153,30 @@ class SlidingWindow:
         wanted = self.size if fresh else self.stride
         if len(self._moments) < self.size or self._waiting < wanted:
             return None
-        ids, frames = zip(*(numbered for moment in self._moments for numbered in moment))
+        moments = self._keep_anchor(self._moments)
+        ids, frames = zip(*(numbered for moment in moments for numbered in moment))
         window = Window(
             window_id=self._next_window,
             frames=frames,
             ids=ids,
             skipped=self._skipped,
             starts_map=self._starts_map,
+            anchor=tuple(number for number, _ in self._anchor),
         )
         self._next_window += 1
         self._waiting = 0
         self._skipped = 0
         self._starts_map = ''
         return window
+
+    def _keep_anchor(self, moments: _Moments) -> _Moments:
+        """Put the anchor in the place of the oldest moment; that one becomes it after its time."""
+        if self._anchor_windows < 2:
+            return moments
+        if not self._anchor or self._anchored >= self._anchor_windows:
+            self._anchor, self._anchored = moments[0], 0
+        self._anchored += 1
+        return [self._anchor, *moments[1:]]
 
 
 def _find_change(last: Frame, frame: Frame) -> str:

@@ -156,16 +156,13 @@ class ScaleInputs:
     def _depth_at(self, stamp_ns: int) -> npt.NDArray[np.float32] | None:
         there = list(self._depth)  # the executor's thread may add meanwhile
         if not there:
-            self._complain('scale_depth', 'no scale by depth: no depth image has come')
-            return None
+            raise LookupError('no scale by depth: no depth image has come')
         nearest_ns, message = min(there, key=lambda pair: abs(pair[0] - stamp_ns))
         if abs(nearest_ns - stamp_ns) > _SAME_MOMENT_NS:
-            self._complain(
-                'scale_depth',
-                f'no depth image belongs to an image: the nearest is '
-                f'{abs(nearest_ns - stamp_ns) * 1e-9:.3f} s away',
+            raise LookupError(
+                'no depth image belongs to an image: the nearest is '
+                f'{abs(nearest_ns - stamp_ns) * 1e-9:.3f} s away'
             )
-            return None
         try:
             return decode_depth(message)
         except ImageError as error:
