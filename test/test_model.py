@@ -81,8 +81,10 @@ def test_only_the_heads_that_are_asked_for_run(model):
         camera = model(images_of(), queries_of(), heads=('camera',))
         dense = model(images_of(), heads=('depth', 'tracks'))
         everything = model(images_of())
+        encoded = model.encode(images_of())
     found = {f.name for f in dataclasses.fields(camera) if getattr(camera, f.name) is not None}
-    assert found == {'pose_encodings'}
+    assert found == {'pose_encodings', 'descriptors'}
+    torch.testing.assert_close(camera.descriptors, encoded.mean(2))
     assert dense.pose_encodings is None
     assert dense.points is None
     assert dense.depth is not None

@@ -32,8 +32,8 @@ FLOW = (
     {'embedded'},
     {'inference'},
     {'reconstruct'},
-    {'intrinsics', 'metric_scale', 'alignment'},
-    {'uncertainty'},
+    {'intrinsics', 'metric_scale', 'alignment', 'pose_graph'},
+    {'uncertainty', 'loop_closure'},
     {'scene_map'},
     {'engine'},
     {'io', 'synthetic', 'training', 'evaluation'},
@@ -127,11 +127,11 @@ def package_dependencies() -> set[str]:
 
 
 def pip_dependencies() -> set[str]:
-    block = re.search(
-        r'^dependencies = \[(.*?)\]', (ROOT / 'pyproject.toml').read_text(), re.M | re.S
-    )
-    assert block is not None
-    return set(re.findall(r'"([\w-]+)', block[1]))
+    """Those of everybody, and those of who sets `loop_closure`."""
+    text = (ROOT / 'pyproject.toml').read_text()
+    blocks = re.findall(r'^(?:dependencies|loops) = \[(.*?)\]', text, re.M | re.S)
+    assert len(blocks) == 2
+    return set(re.findall(r'"([\w-]+)', ''.join(blocks)))
 
 
 def is_ros(module: str) -> bool:

@@ -21,14 +21,18 @@ from rclpy.node import Node
 from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.sequences import STEP_NS, map_way, world_of
+from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
 from vggt_ros.frames import Frame
+from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.metric_scale import MetricScale
 from vggt_ros.ros import diagnostics
 from vggt_ros.ros.messages import make_cloud, make_header, ns_from_time, time_from_ns
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import TOPICS, MapPublishers
-from vggt_ros.scene_map import PointCloud
+from vggt_ros.scene_map import PointCloud, final_places
 from vggt_ros.settings import Settings
+from vggt_ros.synthetic.sequences import SEQUENCES
 
 SIZE = 3
 
@@ -114,6 +118,36 @@ def test_the_path_keeps_its_newest_poses_only(node, updates):
     assert isinstance(path[0], PoseStamped)
     stamps = [ns_from_time(pose.header.stamp) for pose in path]
     assert stamps == [10**12 + i * 10**8 for i in range(SIZE, SIZE + 4)]
+
+
+def test_a_closed_loop_moves_the_path(node):
+    pytest.importorskip('gtsam', reason='needs GTSAM')
+    world = world_of(SEQUENCES['rotation'](200))
+    pictures = [world.paint(i * STEP_NS, 28, 42) for i in range(200)]
+    noise = Errors(depth=0.01, rotation=0.01, translation=0.01)
+    updates = map_way(TruthNetwork(world, noise, 42), pictures, loop_closure=True)
+    assert any(update.closure for update in updates)
+    publishers = MapPublishers(node, NodeSettings())
+    got = listen(node, '~/path', Path)
+    reports = listen(node, '~/window', TOPICS['~/window'])
+    for topic in ('~/path', '~/window'):
+        wait(node, publishers._publishers[topic].get_subscription_count)
+    for count, update in enumerate(updates, 1):
+        publishers.publish(replace(update, metric=MetricScale(2.0, 'fixed', True)), 0.0)
+        wait(node, lambda n=count: len(got) == len(reports) == n)
+    closed = [
+        (report.window_id, report.loop_window_id) for report in reports if report.loop_closed
+    ]
+    assert closed == [(u.window_id, u.closure.with_window) for u in updates if u.closure]
+    expected = []
+    for update, place in zip(updates, final_places(updates)):
+        cameras = place.place(update.reconstruction.window_from_camera)
+        expected += [c for c, is_new in zip(cameras, update.is_new) if is_new]
+    told = [pose_from_message(p.pose.position, p.pose.orientation) for p in got[-1].poses]
+    found = matrices_from_poses(np.array(told))
+    assert len(found) == len(expected) == 200
+    np.testing.assert_allclose(found[:, :3, :3], np.stack(expected)[:, :3, :3], atol=1e-9)
+    np.testing.assert_allclose(found[:, :3, 3], 2 * np.stack(expected)[:, :3, 3], atol=1e-9)
 
 
 def test_the_path_keeps_pace_with_what_a_metre_is_known_to_be(node, updates):

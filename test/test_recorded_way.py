@@ -113,7 +113,7 @@ def test_a_recording_that_is_too_short_is_refused(recording):
 def test_the_command_writes_paths_that_others_read(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, 'open_recording', lambda path: recording)  # noqa: ARG005
     monkeypatch.setattr(evaluate, 'load', lambda asked: Knowing(recording))  # noqa: ARG005
-    monkeypatch.setattr(evaluate, 'Settings', lambda: SETTINGS)
+    monkeypatch.setattr(evaluate.Settings, 'from_flat', lambda asked: SETTINGS)  # noqa: ARG005
     arguments = ['--recording', 'room', '--output', str(tmp_path), '--json', str(tmp_path / 'f')]
     monkeypatch.setattr(sys, 'argv', ['evaluate', *arguments])
     evaluate.main()

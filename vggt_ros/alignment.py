@@ -22,7 +22,7 @@ A weak alignment is a result with `trusted = False` and the reason, not an error
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,11 +58,12 @@ class Alignment:
     # Extent of the shared cameras over their median depth: near 0, the camera stood or turned on
     # the spot, and only depth tells the scale; NaN without overlap.
     parallax: float
-    # How the shared cameras scatter about the joint, by which `uncertainty` judges it: variances
-    # along each axis, in map units and rad, about the middle (3,) of the shared cameras in the
-    # map. NaN with fewer than two of them.
+    # How the shared frames scatter about the joint, by which `uncertainty` judges it: variances of
+    # their cameras along each axis, in map units and rad, about the middle (3,) of the shared
+    # cameras in the map; and of the logarithm of their scales. NaN with fewer than two of them.
     shift_variance: float
     turn_variance: float
+    stretch_variance: float
     middle: Array
     scale_held: bool  # neither depth nor motion told the scale: it is that of the window before
     trusted: bool
@@ -77,6 +78,11 @@ class FrameGeometry:
     intrinsics: Array  # (3, 3), pixels of the thinned depth
     depth: npt.NDArray[np.float32]  # (h, w), along the optical axis
     confidence: npt.NDArray[np.float32]  # (h, w)
+
+    def moved(self, place: Sim3) -> FrameGeometry:
+        """Carry the frame along into another frame and unit."""
+        depth = np.float32(place.scale) * self.depth
+        return replace(self, camera=place.place(self.camera), depth=depth)
 
     def points(self, chosen: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
         """Give points (P, 3) and depth (P,) of the chosen pixels (h, w)."""
@@ -93,18 +99,13 @@ class PlacedFrames:
     scale: float  # map units in one unit of the window placed last
 
 
-def thin_out(reconstruction: Reconstruction, i: int, place: Sim3 | None = None) -> FrameGeometry:
-    """
-    Take what alignment needs of a frame.
-
-    :param place: where to put it, map from window; None: it stays in the window.
-    """
+def thin_out(reconstruction: Reconstruction, i: int) -> FrameGeometry:
+    """Take what alignment needs of a frame."""
     step = max(round((reconstruction.depth[i].size / _PIXELS_PER_FRAME) ** 0.5), 1)
-    place = place or Sim3()
     return FrameGeometry(
-        camera=place.place(reconstruction.window_from_camera[i]),
+        camera=reconstruction.window_from_camera[i],
         intrinsics=np.diag([1 / step, 1 / step, 1]) @ reconstruction.intrinsics[i],
-        depth=np.float32(place.scale) * reconstruction.depth[i, ::step, ::step],
+        depth=reconstruction.depth[i, ::step, ::step].copy(),
         confidence=reconstruction.confidence[i, ::step, ::step].copy(),
     )
 
@@ -121,7 +122,7 @@ def place_frames(
     :param staying: frames that lie there already and stay where they are.
     """
     frames = {
-        number: staying.get(number) or thin_out(reconstruction, i, map_from_window)
+        number: staying.get(number) or thin_out(reconstruction, i).moved(map_from_window)
         for i, number in enumerate(ids)
     }
     return PlacedFrames(frames, map_from_window.scale)
@@ -156,7 +157,8 @@ def align(
     if placed is None or not shared:
         return _nothing_shared()
     frames = [_share(placed.frames[ids[i]], thin_out(reconstruction, i)) for i in shared]
-    log_ratio = np.concatenate([np.log(f.old_depth / f.new_depth) for f in frames])
+    ratios = [np.log(f.old_depth / f.new_depth) for f in frames]
+    log_ratio = np.concatenate(ratios)
     log_scale = float(np.median(log_ratio))
     depth_residual = float(np.median(np.abs(np.expm1(log_ratio - log_scale))))
     parallax = _parallax(frames)
@@ -178,6 +180,7 @@ def align(
         parallax=parallax,
         shift_variance=shift_variance,
         turn_variance=turn_variance,
+        stretch_variance=_scatter_of_scales(ratios),
         middle=np.stack([frame.old_camera[:3, 3] for frame in frames]).mean(0),
         scale_held=held,
         trusted=trusted,
@@ -195,6 +198,7 @@ def _nothing_shared() -> Alignment:
         parallax=np.nan,
         shift_variance=np.nan,
         turn_variance=np.nan,
+        stretch_variance=np.nan,
         middle=np.full(3, np.nan),
         scale_held=False,
         trusted=False,
@@ -244,6 +248,13 @@ def _scatter(frames: list[_SharedFrame], map_from_window: Sim3) -> tuple[float, 
     turns = rotation_angle(torch.from_numpy(old[:, :3, :3].transpose(0, 2, 1) @ placed[:, :3, :3]))
     freedom = 3 * (len(frames) - 1)  # the means over the cameras took one value for each axis
     return float(np.square(shifts).sum()) / freedom, float(turns.square().sum()) / freedom
+
+
+def _scatter_of_scales(log_ratios: list[Array]) -> float:
+    """Give the variance of the frames' scales, each by all of its pixels (P,)."""
+    if len(log_ratios) == 1:
+        return np.nan
+    return float(np.var([np.median(ratio) for ratio in log_ratios], ddof=1))
 
 
 def _distances(frame: _SharedFrame, map_from_window: Sim3) -> Array:

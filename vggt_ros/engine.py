@@ -23,6 +23,7 @@ from vggt_ros.frames import Frame
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference import Network
 from vggt_ros.intrinsics import IntrinsicsKeeper
+from vggt_ros.loop_closure import LoopCloser
 from vggt_ros.metric_scale import ScaleKeeper, ScaleSource
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch, FittedImage, preprocess
@@ -49,7 +50,7 @@ class StreamingEngine:
         Begin an empty map.
 
         :param scale_source: what knows metres, if `scale_source` asks for something.
-        :raises ValueError: if it asks for something that is not there.
+        :raises ValueError: if it asks for something that is not there, or loops for GTSAM.
         """
         self._settings = settings
         self._network = network
@@ -64,6 +65,8 @@ class StreamingEngine:
         )
         self._intrinsics = IntrinsicsKeeper(camera)
         self._uncertainty = PoseUncertainty()
+        closes_loops = settings.alignment.loop_closure
+        self._loops = LoopCloser(settings.alignment, network) if closes_loops else None
         self._fitted: dict[int, FittedImage] = {}
         self._placed: PlacedFrames | None = None
         self._map_id = -1
@@ -83,7 +86,8 @@ class StreamingEngine:
             refused_scales=self._scale.refused,
             focal_length_disagreements=self._intrinsics.disagreements,
         )
-        return dict(self._sliding.counts + self._events + told)
+        loops = Counter[str]() if self._loops is None else self._loops.counts
+        return dict(self._sliding.counts + self._events + told + loops)
 
     def reset(self, reason: str) -> None:
         """Forget the frames in the window; the next one starts a new map."""
@@ -130,7 +134,10 @@ class StreamingEngine:
             self._settings.alignment.max_alignment_residual,
         )
         stopwatch.lap('align')
-        return self._place(window, batch, reconstruction, alignment, stopwatch.seconds)
+        descriptors = None if prediction.descriptors is None else prediction.descriptors[0]
+        return self._place(
+            window, batch, reconstruction, alignment, descriptors, stopwatch.seconds
+        )
 
     def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
         """Run the network; where the device's memory does not suffice, on half the frames."""
@@ -167,6 +174,7 @@ class StreamingEngine:
         batch: Batch,
         reconstruction: Reconstruction,
         alignment: Alignment,
+        descriptors: torch.Tensor | None,
         seconds: dict[str, float],
     ) -> MapUpdate:
         """Continue the map with this window, or declare a new one."""
@@ -182,6 +190,8 @@ class StreamingEngine:
             self._events['maps'] += 1
             self._scale.start_map()
             self._uncertainty.start_map()
+            if self._loops is not None:
+                self._loops.start_map()
             logger.info('map %d starts: %s', self._map_id, started_because)
         confidence = reconstruction.confidence.mean((1, 2))
         if self._placed is not None:
@@ -191,6 +201,15 @@ class StreamingEngine:
         self._newest_id = batch.ids[-1]
         there = {} if self._placed is None else self._placed.frames
         anchor = {number: there[number] for number in window.anchor if number in there}
+        closure = None
+        if self._loops is not None:
+            closure = self._loops.add(batch, reconstruction, descriptors, alignment)
+        if closure is not None:
+            moved = closure.corrections[window.window_id]
+            place = moved @ alignment.map_from_window
+            alignment = replace(alignment, map_from_window=place)
+            anchor = {number: frame.moved(moved) for number, frame in anchor.items()}
+            self._scale.correct(closure.corrections)
         self._placed = place_frames(batch.ids, reconstruction, alignment.map_from_window, anchor)
         self._restart_because = ''
         metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
@@ -205,6 +224,7 @@ class StreamingEngine:
             is_new=is_new,
             reconstruction=reconstruction,
             alignment=alignment,
+            closure=closure,
             metric=metric,
             map_covariance=covariance,
             model=self._network.name,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -192,7 +192,8 @@ class ScaleKeeper:
             raise ValueError(f'scale_source is {settings.scale_source!r}, but nothing provides it')
         self._settings = settings
         self._source = source
-        self._measurements: deque[Measurement] = deque(maxlen=settings.scale_windows)
+        # by window
+        self._measurements: deque[tuple[int, Measurement]] = deque(maxlen=settings.scale_windows)
         self._factor: float | None = None
         self._measured_ns = 0
         self._refusing = False
@@ -202,6 +203,12 @@ class ScaleKeeper:
         """Forget what was measured in another unit."""
         self._measurements.clear()
         self._factor = None
+
+    def correct(self, corrections: Mapping[int, Sim3]) -> None:
+        """Go on in a map whose windows, by number, were moved and scaled."""
+        for i, (window, measured) in enumerate(self._measurements):
+            factor = measured.factor / corrections[window].scale
+            self._measurements[i] = window, replace(measured, factor=factor)
 
     def update(
         self, batch: Batch, reconstruction: Reconstruction, map_from_window: Sim3
@@ -215,12 +222,12 @@ class ScaleKeeper:
         now_ns = batch.frames[-1].stamp_ns
         measured = self._source.measure(batch, reconstruction, map_from_window)
         if measured is not None and self._is_plausible(measured.factor):
-            self._measurements.append(measured)
+            self._measurements.append((batch.window_id, measured))
             self._measured_ns = now_ns
         if not self._measurements:
             return MetricScale(source=name)
-        logs = np.log([each.factor for each in self._measurements])
-        weights = np.array([each.weight for each in self._measurements])
+        logs = np.log([each.factor for _, each in self._measurements])
+        weights = np.array([each.weight for _, each in self._measurements])
         middle = _weighted_median(logs, weights)
         if self._factor is None or abs(middle - np.log(self._factor)) > _STEADY:
             self._factor = float(np.exp(middle))

@@ -8,6 +8,7 @@ scale, one factor for all, and is in metres where `metric.valid` says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from vggt_ros.alignment import Alignment
 from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.loop_closure import Closure
 from vggt_ros.metric_scale import MetricScale
 from vggt_ros.preprocess import Batch
 from vggt_ros.reconstruct import Reconstruction
@@ -45,6 +47,7 @@ class MapUpdate:
     is_new: tuple[bool, ...]  # S flags: this frame is in no update before
     reconstruction: Reconstruction
     alignment: Alignment
+    closure: Closure | None  # the loop that ends here; it has moved earlier windows of the map
     metric: MetricScale
     map_covariance: Array | None  # (S, 6, 6) of the cameras, see `PoseUncertainty`; None: unknown
     model: str  # name of the network
@@ -105,3 +108,15 @@ class MapUpdate:
         rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
         xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)
         return PointCloud(xyz, self.batch.fitted[i].pixels.reshape(-1, 3)[chosen], confidence)
+
+
+def final_places(updates: Sequence[MapUpdate]) -> list[Sim3]:
+    """Say where the windows of one map lie after all its loops: map from window of each."""
+    places: dict[int, Sim3] = {}
+    for update in updates:
+        if update.closure is not None:
+            for number, moved in update.closure.corrections.items():
+                if number in places:
+                    places[number] = moved @ places[number]
+        places[update.window_id] = update.alignment.map_from_window
+    return list(places.values())

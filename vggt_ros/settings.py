@@ -181,7 +181,7 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """When two windows are believed to show the same scene."""
+    """When two windows are believed to show the same scene, and where earlier ones are sought."""
 
     max_alignment_residual: float = setting(
         0.5,
@@ -189,6 +189,19 @@ class AlignmentSettings:
         "from the map's than this, after alignment, as a median share of their depth; else a new "
         'map starts.',
         low=0.0,
+    )
+    loop_closure: bool = setting(
+        False,
+        'Earlier windows that look like the newest are tried together with it; where both show '
+        'the same place, all windows of the map are moved to fit. Needs GTSAM (pip install '
+        'gtsam), and the time of one more window for each attempt.',
+    )
+    loop_windows: int = setting(
+        200,
+        'Windows that are remembered for loop_closure at most; then every second one is '
+        "forgotten. Each takes images of half of its frames: at VGGT-1B's size 2.5 MB.",
+        low=20,
+        high=100000,
     )
 
     def __post_init__(self) -> None:

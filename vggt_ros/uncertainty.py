@@ -7,7 +7,8 @@ the joint that was fitted to them, and that scatter is all that is measured here
 cameras, pairs that scatter with the variance v along each axis, and errors that are independent:
 
 - the joint, a mean over n pairs, has the variance v / n. Errors of joints add up along the map,
-  those of rotation with their lever from the shared cameras to the camera in question;
+  those of rotation and of scale, of which the shared frames' scales tell the same way, with
+  their lever from the shared cameras to the camera in question;
 - a camera within its window has v / 2, since a pair holds two such errors. The first camera of
   the map has that, too: it defines the map's frame, so its error tilts all that follows;
 - the network's confidence goes against its expected error (the minimum of the loss
@@ -15,8 +16,8 @@ cameras, pairs that scatter with the variance v along each axis, and errors that
   camera whose frame has half of the confidence of the shared ones gets twice their deviation;
 - where the scale is measured, its relative deviation moves a camera away from the map's origin.
 
-Not contained: what all windows have in common, such as a network that bends every straight way;
-and the drift of the unit between measurements of the scale. The truth is then outside.
+Not contained: what all windows have in common, such as a network that bends every straight way.
+The truth is then outside. Closed loops do not make it smaller, though they make the map better.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class PoseUncertainty:
     """The covariance of the cameras of the map that is being made."""
 
     def __init__(self) -> None:
-        self._joints = np.zeros((6, 6))  # of the newest window, as a body at the map's origin
+        # Of the newest window, as a body at the map's origin: shift, turn, logarithm of the scale.
+        self._joints = np.zeros((7, 7))
         self._scatter: tuple[float, float] | None = None  # variances: unit^2, rad^2
         self._confidence = np.nan  # of the frames that these were measured by
 
     def start_map(self) -> None:
         """Begin with a window that nothing is known of but that it is the map."""
-        self._joints = np.zeros((6, 6))
+        self._joints = np.zeros((7, 7))
         self._scatter = None
 
     def join(self, alignment: Alignment, confidence: float) -> None:
@@ -49,15 +51,17 @@ class PoseUncertainty:
         :param confidence: mean over its shared frames.
         """
         if alignment.shared < _FEWEST:
-            self._joints += np.full((6, 6), np.nan)  # the way from here to the origin is unknown
+            self._joints += np.full((7, 7), np.nan)  # the way from here to the origin is unknown
             return
         shift, turn = alignment.shift_variance, alignment.turn_variance
         if self._scatter is None:
-            self._joints += np.diag([shift] * 3 + [turn] * 3) / 2  # the first camera
-        # The joint turns about the middle of the shared cameras, where it is known best.
-        about = np.eye(6)
-        about[:3, 3:] = _cross(alignment.middle)
-        spread = np.diag([shift] * 3 + [turn] * 3) / alignment.shared
+            self._joints += np.diag([shift] * 3 + [turn] * 3 + [0.0]) / 2  # the first camera
+        # The joint turns and stretches about the middle of the shared cameras.
+        about = np.eye(7)
+        about[:3, 3:6] = _cross(alignment.middle)
+        about[:3, 6] = -alignment.middle
+        spread = np.diag([shift] * 3 + [turn] * 3 + [alignment.stretch_variance])
+        spread /= alignment.shared
         self._joints += about @ spread @ about.T
         self._scatter, self._confidence = (shift, turn), confidence
 
@@ -77,8 +81,9 @@ class PoseUncertainty:
         own = np.diag([shift] * 3 + [turn] * 3) / 2
         told = []
         for centre, trust in zip(centres, confidence, strict=True):
-            at = np.eye(6)
-            at[:3, 3:] = -_cross(centre)
+            at = np.eye(6, 7)
+            at[:3, 3:6] = -_cross(centre)
+            at[:3, 6] = centre
             one = at @ self._joints @ at.T + own * (self._confidence / trust) ** 2
             if np.isfinite(scale_spread):
                 one[:3, :3] += scale_spread**2 * np.outer(centre, centre)

@@ -75,6 +75,12 @@ def parse() -> argparse.Namespace:
         metavar='DEPTH,TURN,SHIFT',
         help='of truth: per cent of depth, degrees, per cent of the extent of a window',
     )
+    parser.add_argument(
+        '--loop-closure', action='store_true', help='of --sequence and --recording; needs GTSAM'
+    )
+    parser.add_argument(
+        '--anchor-windows', type=int, default=0, help='of --sequence and --recording'
+    )
     parser.add_argument('--drop-window', type=int, help='of --sequence, counted from 0')
     parser.add_argument('--json', type=Path, help='file for the figures; of all, a list')
     asked = parser.parse_args()
@@ -99,19 +105,26 @@ def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None)
     truth = way.world_from_camera.numpy()
     told = {'sequence': name, 'frames': frames, 'seed': asked.seed}
     world = sequences.world_of(way)
+    mapping = map_settings(asked)
     network = loaded or TruthNetwork(world, asked.noise, seed=asked.seed)
     height, width = image_size(network.image_width)
     if loaded is None:
-        images = np.broadcast_to(np.uint8(0), (frames, height, width, 3))
-        updates = sequences.map_way(network, images, asked.drop_window)
+        stamps = [i * sequences.STEP_NS for i in range(frames)]
+        images = np.stack([world.paint(stamp, height, width) for stamp in stamps])
+        updates = sequences.map_way(network, images, asked.drop_window, **mapping)
         found = sequences.measure(
             updates, truth, lambda i: world.depth(i * sequences.STEP_NS, height, width), None
         )
     else:
         images, depth = sequences.render_way(way, asked.seed, height, width)
-        updates = sequences.map_way(network, images, asked.drop_window)
+        updates = sequences.map_way(network, images, asked.drop_window, **mapping)
         found = sequences.measure(updates, truth, lambda i: depth[i], images)
     return {**told, 'model': network.name, **found}
+
+
+def map_settings(asked: argparse.Namespace) -> dict[str, Any]:
+    """Gather the settings of the map, by their names."""
+    return {'loop_closure': asked.loop_closure, 'anchor_windows': asked.anchor_windows}
 
 
 def image_size(width: int) -> tuple[int, int]:
@@ -142,7 +155,7 @@ def main() -> None:
             way = recorded_way.evaluate_recording(
                 load(asked),
                 open_recording(asked.recording),
-                Settings(),
+                Settings.from_flat(map_settings(asked)),
                 asked.step,
                 asked.frames or 0,
             )

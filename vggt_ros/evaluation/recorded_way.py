@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vggt_ros.evaluation.window_figures import WindowErrors
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
+from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference import Network
 from vggt_ros.io.rgbd import Depth, Recording, RgbdFrame
 from vggt_ros.io.trajectory_file import write_trajectory
@@ -33,12 +35,20 @@ _AT_ONCE = 1000  # points
 
 @dataclass
 class _Map:
-    """What one map says of the frames in it, by their stamps."""
+    """What one map says of the frames in it, and by which window."""
 
-    poses: dict[float, Array] = field(default_factory=dict)  # (4, 4), as first told
+    poses: dict[float, tuple[int, Array]] = field(default_factory=dict)  # (4, 4), by stamp
     units: list[tuple[float, float]] = field(default_factory=list)  # stamp, m in a unit, by depth
-    points: list[Array] = field(default_factory=list)  # (N, 3), of new frames, in the map
+    points: list[tuple[int, Array]] = field(default_factory=list)  # (N, 3), of new frames
     true_points: list[Array] = field(default_factory=list)  # (N, 3), measured, in the world
+
+    def correct(self, corrections: Mapping[int, Sim3]) -> None:
+        """Move what windows, by number, have told."""
+        self.poses = {
+            stamp: (window, corrections[window].place(pose))
+            for stamp, (window, pose) in self.poses.items()
+        }
+        self.points = [(window, corrections[window].apply(xyz)) for window, xyz in self.points]
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,14 @@ def evaluate_recording(
         if update is None:
             continue
         known = maps.setdefault(update.map_id, _Map())
+        if update.closure is not None:
+            known.correct(update.closure.corrections)
         _compare_depth(update, waiting, known, depths)
         _gather_points(update, waiting, known)
         for frame, pose in zip(update.batch.frames, update.map_from_camera, strict=True):
             shown = waiting[frame.stamp_ns]
             truths[shown.stamp] = shown
-            known.poses.setdefault(shown.stamp, pose)
+            known.poses.setdefault(shown.stamp, (update.window_id, pose))
         oldest = update.batch.frames[0].stamp_ns
         waiting = {stamp: each for stamp, each in waiting.items() if stamp >= oldest}
     if not maps:
@@ -135,7 +147,7 @@ def evaluate_recording(
     largest = max(maps.values(), key=lambda each: len(each.poses))
     stamps = np.array(sorted(largest.poses))
     truth = np.stack([truths[stamp].world_from_camera for stamp in stamps])
-    estimate = np.stack([largest.poses[stamp] for stamp in stamps])
+    estimate = np.stack([largest.poses[stamp][1] for stamp in stamps])
     errors = compare_paths(truth, estimate)
     fitted = errors.truth_from_estimate.place(estimate)
     moved, turned = relative_errors(truth, fitted)
@@ -151,7 +163,9 @@ def evaluate_recording(
         **depths.figures(),
     }
     if largest.true_points:
-        found = errors.truth_from_estimate.apply(np.concatenate(largest.points))
+        found = errors.truth_from_estimate.apply(
+            np.concatenate([xyz for _, xyz in largest.points])
+        )
         told = compare_clouds(np.concatenate(largest.true_points), found)
         figures['cloud_accuracy_m'], figures['cloud_completeness_m'] = told
     if len(units):
@@ -192,7 +206,8 @@ def _gather_points(update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map) 
         pose = shot.world_from_camera
         measured = in_camera @ pose[:3, :3].T + pose[:3, 3]
         known.true_points.append(_thin(measured))
-        known.points.append(_thin(update.points(i).xyz.astype(np.float64)))
+        found = _thin(update.points(i).xyz.astype(np.float64))
+        known.points.append((update.window_id, found))
 
 
 def _thin(points: Array) -> Array:

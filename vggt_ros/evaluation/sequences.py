@@ -29,7 +29,7 @@ from vggt_ros.inference import Network
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch
 from vggt_ros.reconstruct import PredictionError
-from vggt_ros.scene_map import MapUpdate
+from vggt_ros.scene_map import MapUpdate, final_places
 from vggt_ros.settings import Settings
 from vggt_ros.synthetic.draws import Draws
 from vggt_ros.synthetic.render import render
@@ -73,16 +73,22 @@ def render_way(
 
 
 def map_way(
-    network: Network, images: Iterable[npt.NDArray[np.uint8]], lost: int | None = None
+    network: Network,
+    images: Iterable[npt.NDArray[np.uint8]],
+    lost: int | None = None,
+    **settings: object,
 ) -> list[MapUpdate]:
     """
     Send frames through an engine with windows of 8 and a stride of 4.
 
     :param images: S images (H, W, 3); frame i has the stamp i · `STEP_NS`.
     :param lost: a window, counted from 0, of which the network says nothing that can be used.
+    :param settings: other ones than the defaults.
     """
-    settings = Settings.from_flat({'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0})
-    engine = StreamingEngine(settings, network if lost is None else _Losing(network, lost))
+    flat = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, **settings}
+    engine = StreamingEngine(
+        Settings.from_flat(flat), network if lost is None else _Losing(network, lost)
+    )
     updates = []
     for i, image in enumerate(images):
         try:
@@ -125,7 +131,8 @@ def measure(
     :returns: `ours` and `baselines` by name, each with `ate_percent` (absolute trajectory error
         after one Sim(3), rms, of the length of the way), `rotation_deg` (mean, after one
         rotation), `scale_drift_percent` (largest change of the unit against the first window),
-        `maps`, `windows` and `frames`. None stands where a figure has no meaning.
+        `maps`, `windows` and `frames`; `ours` also `loops`, those that were closed. None stands
+        where a figure has no meaning.
     """
     maps = sorted({update.map_id for update in updates})
     mine = {each: [u for u in updates if u.map_id == each] for each in maps}
@@ -133,8 +140,8 @@ def measure(
         raise ValueError('there is no map: the way is shorter than a window')
     largest = max(mine.values(), key=len)
     windows = [(update.batch.ids, update.reconstruction) for update in largest]
-    ours = [update.alignment.map_from_window for update in largest]
     told = {'maps': len(maps), 'windows': len(largest)}
+    loops = sum(update.closure is not None for update in largest)
     baselines: dict[str, dict[str, Any]] = {}
     try:
         joined = join_by_centres(windows)
@@ -150,7 +157,8 @@ def measure(
             'maps': 1,
             'windows': len(poses) - 1,
         }
-    return {'ours': {**_judge(largest, ours, truth, depth_of), **told}, 'baselines': baselines}
+    ours = _judge(largest, final_places(largest), truth, depth_of)
+    return {'ours': {**ours, **told, 'loops': loops}, 'baselines': baselines}
 
 
 def _judge(

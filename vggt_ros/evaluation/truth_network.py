@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vggt_ros.geometry.camera import encode_pose, invert_rigid
@@ -50,6 +51,13 @@ class World:
             to_walls = (np.sign(rays) * self.half_room - camera[:3, 3]) / rays
         depth: Array = np.where(rays == 0, np.inf, to_walls).min(-1)
         return depth, camera[:3, 3] + depth[..., None] * rays
+
+    def paint(self, stamp_ns: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Show the walls (H, W, 3), with a grey pattern of waves of one to ten metres."""
+        waves = 2 * np.random.default_rng(0).normal(size=(8, 3))
+        points = self.meet_walls(stamp_ns, height, width)[1]
+        grey = np.clip(128 + 20 * np.sin(points @ waves.T).sum(-1), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class TruthNetwork:
             pose_encodings=[encodings.unsqueeze(0)],
             depth=torch.from_numpy(depth).float().unsqueeze(0),
             depth_confidence=confidence,
+            descriptors=torch.from_numpy(_describe(self._world.cameras(stamps))).unsqueeze(0),
         )
 
     def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
@@ -120,6 +129,15 @@ class TruthNetwork:
         half = np.concatenate([turn / 2, np.ones((len(cameras), 1))], -1)  # of small angles
         moved[:, :3, :3] @= matrix_from_quaternion(torch.from_numpy(half)).numpy()
         return moved
+
+
+def _describe(cameras: Array) -> Array:
+    """Describe views (S, 32) so that near ones are alike: waves over place and direction."""
+    generator = np.random.default_rng(0)
+    waves, phases = generator.normal(size=(6, 32)), generator.uniform(0, 2 * np.pi, 32)
+    places = np.concatenate([cameras[:, :3, 3], 2 * cameras[:, :3, 2]], -1)
+    described: Array = np.cos(places @ waves + phases)
+    return described
 
 
 def true_intrinsics(height: int, width: int) -> Array:

@@ -30,6 +30,8 @@ class Prediction:
     track_confidence: Tensor | None = None  # (B, S, K) probability, in [0, 1]
     # Per iteration (B, S, K, 2), pixels; the last is `tracks`.
     track_iterations: list[Tensor] | None = None
+    # (B, S, C) mean patch token of each frame by itself: what it looks like, to find it again.
+    descriptors: Tensor | None = None
 
     def cpu(self) -> Prediction:
         """Copy every tensor to the host; on a GPU this waits for the network."""

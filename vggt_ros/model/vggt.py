@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,8 +61,10 @@ class VGGT(nn.Module):
         self.check_input(images, query_points, heads)
         image_size = images.shape[-2], images.shape[-1]
         grid = self.grid(image_size)
-        rounds = self.aggregate(self.encode(images), grid, self.rounds_for(heads))
-        return self.decode(rounds, image_size, query_points, heads)
+        tokens = self.encode(images)
+        rounds = self.aggregate(tokens, grid, self.rounds_for(heads))
+        prediction = self.decode(rounds, image_size, query_points, heads)
+        return replace(prediction, descriptors=tokens.float().mean(2))
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, S, 3, H, W) → patch tokens (B, S, P, C); no frame sees another."""

@@ -177,6 +177,8 @@ def make_window_report(
         alignment_residual=0.0 if starts else float(alignment.residual),
         alignment_inliers=1.0 if starts else float(alignment.inliers),
         overlap=alignment.shared,
+        loop_closed=update.closure is not None,
+        loop_window_id=0 if update.closure is None else update.closure.with_window,
         frames_dropped=update.skipped,
         model=update.model,
         model_trained=update.model_trained,

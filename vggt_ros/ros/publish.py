@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from geometry_msgs.msg import Pose, PoseArray, PoseStamped
 from nav_msgs.msg import Odometry, Path
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
+from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
+from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.msg import WindowReport
 from vggt_ros.ros.messages import (
     make_camera_info,
@@ -82,7 +86,8 @@ class MapPublishers:
         self._publishers = {
             name: node.create_publisher(kind, name, qos) for name, kind in names.items()
         }
-        self._path: deque[PoseStamped] = deque(maxlen=settings.max_path)
+        # Poses with the windows that told them.
+        self._path: deque[tuple[int, PoseStamped]] = deque(maxlen=settings.max_path)
         self._path_factor = 1.0  # metres in one map unit, as the poses of the path have it
 
     def publish(self, update: MapUpdate, arrived: float) -> list[Pose]:
@@ -136,22 +141,35 @@ class MapPublishers:
             publisher.publish(PoseArray(header=header, poses=poses))
         if update.map_started_because:
             self._path.clear()
+        if update.closure is not None:
+            self._correct_path(update.closure.corrections)
         self._rescale_path(update.metric.factor)
         self._path.extend(
-            PoseStamped(header=make_header(world_frame, frame.stamp_ns), pose=pose)
+            (
+                update.window_id,
+                PoseStamped(header=make_header(world_frame, frame.stamp_ns), pose=pose),
+            )
             for frame, pose, is_new in zip(frames, poses, update.is_new)
             if frame.camera == 0 and (is_new or update.map_started_because)
         )
         if publisher := self._heard('~/path'):
-            publisher.publish(Path(header=header, poses=list(self._path)))
+            publisher.publish(Path(header=header, poses=[pose for _, pose in self._path]))
         if publisher := self._heard('~/window'):
             seconds = time.monotonic() - arrived
             publisher.publish(make_window_report(update, world_frame, poses, seconds))
 
+    def _correct_path(self, corrections: Mapping[int, Sim3]) -> None:
+        """Move the poses that are there as their windows, by number, were moved in the map."""
+        metric = Sim3(self._path_factor)
+        for window, there in self._path:
+            moved = metric @ corrections[window] @ metric.inverse()
+            told = pose_from_message(there.pose.position, there.pose.orientation)
+            there.pose = make_poses(moved.place(matrices_from_poses(np.array([told]))))[0]
+
     def _rescale_path(self, factor: float) -> None:
         """Bring the poses that are there to what a metre is known to be now."""
         if factor != self._path_factor:
-            for pose in self._path:
+            for _, pose in self._path:
                 for axis in 'xyz':
                     value = getattr(pose.pose.position, axis)
                     setattr(pose.pose.position, axis, value * factor / self._path_factor)
