@@ -162,4 +162,6 @@ def test_sensor_depth_is_compared_before_rectification() -> None:
     added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(8)]
     update = next(update for update in reversed(added) if update is not None)
     truth = true_depth(update.batch.frames[-1].stamp_ns, *update.batch.images.shape[-2:])
-    assert np.nanmedian(update.depth(-1) / truth) == pytest.approx(1, abs=0.02)
+    assert np.nanmedian(update.depth(len(update.batch.ids) - 1) / truth) == pytest.approx(
+        1, abs=0.02
+    )

@@ -6,7 +6,8 @@ never by position in the window. What is known of a shared frame is its camera a
 the window and, from the one before, in the map. An anchor, kept for many windows, stays where it
 was put first: each of them is held by it, and turns add up more slowly.
 
-- Scale is the median ratio of the depths of the same pixels. It needs no motion. A least-squares
+- Scale is the median ratio of the depths of the same pixels, of those shared frames whose depth
+  was computed again. It needs no motion. A least-squares
   similarity of the points would shrink with their noise: by 6 % over 125 joints at 1 % of noise.
 - Rotation is averaged over the shared cameras' full rotations. Camera centres alone leave the
   roll about a straight path free.
@@ -21,7 +22,7 @@ A weak alignment is a result with `trusted = False` and the reason, not an error
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +61,8 @@ class Alignment:
     parallax: float
     # How the shared frames scatter about the joint, by which `uncertainty` judges it: variances of
     # their cameras along each axis, in map units and rad, about the middle (3,) of the shared
-    # cameras in the map; and of the logarithm of their scales. NaN with fewer than two of them.
+    # cameras in the map; and of the logarithm of their scales. NaN with fewer than two of them
+    # (of whose depth was computed again).
     shift_variance: float
     turn_variance: float
     stretch_variance: float
@@ -98,15 +100,20 @@ class PlacedFrames:
     frames: dict[int, FrameGeometry]  # by number, in the map
     scale: float  # map units in one unit of the window placed last
 
+    def moved(self, place: Sim3) -> PlacedFrames:
+        """Carry all of them along."""
+        frames = {number: frame.moved(place) for number, frame in self.frames.items()}
+        return PlacedFrames(frames, place.scale * self.scale)
+
 
 def thin_out(reconstruction: Reconstruction, i: int) -> FrameGeometry:
-    """Take what alignment needs of a frame."""
+    """Take what alignment needs of a frame whose depth is there."""
     step = max(round((reconstruction.depth[i].size / _PIXELS_PER_FRAME) ** 0.5), 1)
     return FrameGeometry(
         camera=reconstruction.window_from_camera[i],
         intrinsics=np.diag([1 / step, 1 / step, 1]) @ reconstruction.intrinsics[i],
-        depth=reconstruction.depth[i, ::step, ::step].copy(),
-        confidence=reconstruction.confidence[i, ::step, ::step].copy(),
+        depth=reconstruction.depth[i][::step, ::step].copy(),
+        confidence=reconstruction.confidence[i][::step, ::step].copy(),
     )
 
 
@@ -114,17 +121,26 @@ def place_frames(
     ids: Sequence[int],
     reconstruction: Reconstruction,
     map_from_window: Sim3,
-    staying: Mapping[int, FrameGeometry],
+    before: PlacedFrames | None,
+    staying: Collection[int],
 ) -> PlacedFrames:
     """
     Put the frames of a window into the map.
 
-    :param staying: frames that lie there already and stay where they are.
+    :param before: what the window was aligned to; of a frame whose depth was not computed again,
+        that is kept. None: the window begins a map, and such frames are left out.
+    :param staying: numbers of frames that stay where they are, if they lie there already.
     """
-    frames = {
-        number: staying.get(number) or thin_out(reconstruction, i).moved(map_from_window)
-        for i, number in enumerate(ids)
-    }
+    there = {} if before is None else before.frames
+    cameras = map_from_window.place(reconstruction.window_from_camera)
+    frames = {}
+    for i, number in enumerate(ids):
+        if number in there and number in staying:
+            frames[number] = there[number]
+        elif i in reconstruction.depth:
+            frames[number] = thin_out(reconstruction, i).moved(map_from_window)
+        elif number in there:
+            frames[number] = replace(there[number], camera=cameras[i])
     return PlacedFrames(frames, map_from_window.scale)
 
 
@@ -156,21 +172,29 @@ def align(
     shared = [] if placed is None else [i for i, n in enumerate(ids) if n in placed.frames]
     if placed is None or not shared:
         return _nothing_shared()
-    frames = [_share(placed.frames[ids[i]], thin_out(reconstruction, i)) for i in shared]
-    ratios = [np.log(f.old_depth / f.new_depth) for f in frames]
+    told = [i for i in shared if i in reconstruction.depth]
+    if not told:
+        return _nothing_shared()
+    frames = {i: _share(placed.frames[ids[i]], thin_out(reconstruction, i)) for i in told}
+    ratios = [np.log(frame.old_depth / frame.new_depth) for frame in frames.values()]
     log_ratio = np.concatenate(ratios)
     log_scale = float(np.median(log_ratio))
     depth_residual = float(np.median(np.abs(np.expm1(log_ratio - log_scale))))
-    parallax = _parallax(frames)
+    parallax = _parallax(placed, [ids[i] for i in shared])
     held = depth_residual > _UNSURE_DEPTH and parallax < _NO_PARALLAX
-    map_from_window = _fit_cameras(frames, placed.scale if held else float(np.exp(log_scale)))
-    distance = np.concatenate([_distances(frame, map_from_window) for frame in frames])
+    scale = placed.scale if held else float(np.exp(log_scale))
+    cameras = [
+        frames.get(i) or _share_camera(placed.frames[ids[i]], reconstruction, i, scale)
+        for i in shared
+    ]
+    map_from_window = _fit_cameras(cameras, scale)
+    distance = np.concatenate([_distances(each, map_from_window) for each in frames.values()])
     residual = float(np.median(distance))
     trusted = residual <= max_residual
     note = (
         '' if trusted else f'points of the shared frames differ by {residual:.2g} of their depth'
     )
-    shift_variance, turn_variance = _scatter(frames, map_from_window)
+    shift_variance, turn_variance = _scatter(cameras, map_from_window)
     return Alignment(
         map_from_window=map_from_window,
         shared=len(shared),
@@ -181,7 +205,7 @@ def align(
         shift_variance=shift_variance,
         turn_variance=turn_variance,
         stretch_variance=_scatter_of_scales(ratios),
-        middle=np.stack([frame.old_camera[:3, 3] for frame in frames]).mean(0),
+        middle=np.stack([each.old_camera[:3, 3] for each in cameras]).mean(0),
         scale_held=held,
         trusted=trusted,
         note=note,
@@ -213,10 +237,19 @@ def _share(old: FrameGeometry, new: FrameGeometry) -> _SharedFrame:
     return _SharedFrame(old.camera, new.camera, *old.points(chosen), *new.points(chosen))
 
 
-def _parallax(frames: list[_SharedFrame]) -> float:
+def _share_camera(
+    old: FrameGeometry, reconstruction: Reconstruction, i: int, scale: float
+) -> _SharedFrame:
+    """Take a frame whose depth was not computed again: its points are those of the map."""
+    new = replace(old.moved(Sim3(1 / scale)), camera=reconstruction.window_from_camera[i])
+    return _share(old, new)
+
+
+def _parallax(placed: PlacedFrames, shared: list[int]) -> float:
     """Measure how far the shared cameras moved, over what they see."""
-    centres = np.stack([frame.old_camera[:3, 3] for frame in frames])
-    depth = np.median(np.concatenate([frame.old_depth for frame in frames]))
+    frames = [placed.frames[number] for number in shared]
+    depth = np.median(np.stack([frame.depth for frame in frames]))
+    centres = np.stack([frame.camera[:3, 3] for frame in frames])
     return float(np.linalg.norm(np.ptp(centres, axis=0)) / depth)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from vggt_ros.alignment import Alignment, PlacedFrames, align, place_frames
@@ -69,6 +70,7 @@ class StreamingEngine:
         self._loops = LoopCloser(settings.alignment, network) if closes_loops else None
         self._fitted: dict[int, FittedImage] = {}
         self._placed: PlacedFrames | None = None
+        self._confidence: dict[int, float | None] = {}  # mean, by frame of the last window
         self._map_id = -1
         self._restart_because = ''  # a new map that a rejected window should have started
         self._newest_id = -1  # the newest frame that was part of an update
@@ -116,7 +118,7 @@ class StreamingEngine:
             window, self._width, self._settings.model.fit, self._as_pinhole, self._fitted
         )
         stopwatch.lap('preprocess')
-        batch, prediction = self._predict(batch)
+        batch, prediction = self._predict(replace(batch, dense=self._choose_dense(batch.ids)))
         stopwatch.lap('inference')
         try:
             reconstruction = reconstruct(prediction, batch)
@@ -158,6 +160,15 @@ class StreamingEngine:
             )
             self._sliding.shrink(half)
             batch = batch.select(self._choose_half(batch.ids, half))
+            batch = replace(batch, dense=self._choose_dense(batch.ids))
+
+    def _choose_dense(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Choose frames for depth: those that lie in no map yet, and some that do, spread out."""
+        placed = () if self._placed is None else self._placed.frames
+        shared = [i for i, number in enumerate(ids) if number in placed]
+        wanted = min(self._settings.alignment.alignment_frames, len(shared))
+        spread = {shared[round(at)] for at in np.linspace(0, len(shared) - 1, wanted)}
+        return tuple(i for i, number in enumerate(ids) if number not in placed or i in spread)
 
     def _choose_half(self, ids: tuple[int, ...], half: int) -> list[int]:
         """Choose the newest frames, but keep one that lies in the map already, to join it by."""
@@ -193,24 +204,29 @@ class StreamingEngine:
             if self._loops is not None:
                 self._loops.start_map()
             logger.info('map %d starts: %s', self._map_id, started_because)
-        confidence = reconstruction.confidence.mean((1, 2))
+        told = {batch.ids[i]: float(c.mean()) for i, c in reconstruction.confidence.items()}
+        self._confidence = {n: told.get(n, self._confidence.get(n)) for n in batch.ids}
+        confidence = np.array(list(self._confidence.values()), float)
         if self._placed is not None:
             shared = [number in self._placed.frames for number in batch.ids]
             self._uncertainty.join(alignment, float(confidence[shared].mean()))
         is_new = tuple(number > self._newest_id for number in batch.ids)
         self._newest_id = batch.ids[-1]
-        there = {} if self._placed is None else self._placed.frames
-        anchor = {number: there[number] for number in window.anchor if number in there}
+        placed = place_frames(
+            batch.ids, reconstruction, alignment.map_from_window, self._placed, window.anchor
+        )
         closure = None
         if self._loops is not None:
-            closure = self._loops.add(batch, reconstruction, descriptors, alignment)
+            closure = self._loops.add(
+                batch, placed, reconstruction.intrinsics, descriptors, alignment
+            )
         if closure is not None:
             moved = closure.corrections[window.window_id]
             place = moved @ alignment.map_from_window
             alignment = replace(alignment, map_from_window=place)
-            anchor = {number: frame.moved(moved) for number, frame in anchor.items()}
+            placed = placed.moved(moved)
             self._scale.correct(closure.corrections)
-        self._placed = place_frames(batch.ids, reconstruction, alignment.map_from_window, anchor)
+        self._placed = placed
         self._restart_because = ''
         metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
         centres = alignment.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
@@ -223,6 +239,7 @@ class StreamingEngine:
             batch=batch,
             is_new=is_new,
             reconstruction=reconstruction,
+            confidence=confidence,
             alignment=alignment,
             closure=closure,
             metric=metric,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,10 +18,13 @@ from vggt_ros.embedded import find_embedded
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.preprocess import Batch
+from vggt_ros.model.vggt import describe
+from vggt_ros.preprocess import Batch, Pixels
 from vggt_ros.settings import ModelSettings
 
 UNTRAINED, EMBEDDED = 'untrained', 'embedded'  # checkpoints that are no files
+
+_REMEMBERED = 2  # encoded frames that are kept, in windows
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +62,50 @@ class VGGTNetwork:
         self.image_width = image_width or model.config.img_size
         self._model = model.eval()
 
+        # Encoded frames by number, with the pixels that they were encoded from, oldest first.
+        self._tokens: dict[int, tuple[Pixels, torch.Tensor]] = {}
+
+    @torch.inference_mode()
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-        """Run on one window; the result is on the CPU."""
-        prediction: Prediction = self.predict(batch.images.unsqueeze(0), heads)
-        return prediction.cpu()
+        """
+        Run on one window; the result is on the CPU.
+
+        Frames that were in one of the last windows are not encoded again, and dense heads decode
+        only the frames whose depth is wanted.
+        """
+        height, width = batch.images.shape[-2:]
+        tokens = self._encode(batch)
+        rounds = self._model.aggregate(
+            tokens,
+            self._model.grid((height, width)),
+            self._model.rounds_for(heads),
+            batch.dense,
+        )
+        prediction = self._model.decode(rounds, (height, width), heads=heads)
+        described: Prediction = replace(prediction, descriptors=describe(tokens))
+        return described.cpu()
+
+    def _encode(self, batch: Batch) -> torch.Tensor:
+        """Give the patch tokens (1, S, P, C) of a window; encode what is not known yet."""
+        known = self._tokens
+        new = [
+            i
+            for i, (number, image) in enumerate(zip(batch.ids, batch.fitted, strict=True))
+            # The pixels themselves, not the number: another engine counts its frames anew, and
+            # another size of the image is another array.
+            if number not in known or known[number][0] is not image.pixels
+        ]
+        if new:
+            encoded = self._model.encode(batch.images[new].unsqueeze(0).to(self.device))[0]
+            for i, tokens in zip(new, encoded, strict=True):
+                known.pop(batch.ids[i], None)
+                known[batch.ids[i]] = batch.fitted[i].pixels, tokens
+        window = torch.stack([known[number][1] for number in batch.ids]).unsqueeze(0)
+        # What left the window may be wanted again: by a joint window, or after one.
+        for number in list(known)[: -_REMEMBERED * len(batch.ids)]:
+            if number not in batch.ids:
+                del known[number]
+        return window
 
     @torch.inference_mode()
     def predict(

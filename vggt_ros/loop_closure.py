@@ -112,17 +112,22 @@ class LoopCloser:
     def add(
         self,
         batch: Batch,
-        reconstruction: Reconstruction,
+        placed: PlacedFrames,
+        intrinsics: Array,
         descriptors: torch.Tensor | None,
         alignment: Alignment,
     ) -> Closure | None:
         """
         Take a window that has been joined to the map; close a loop if it ends one.
 
+        :param placed: its frames in the map; the newest of them are enough.
+        :param intrinsics: (S, 3, 3), of its frames.
         :param descriptors: (S, C), of its frames; None: the network has none, no loop is found.
         """
-        half = _halve(len(batch.ids))
-        geometry = tuple(thin_out(reconstruction, i) for i in half)
+        there = [i for i, number in enumerate(batch.ids) if number in placed.frames]
+        half = [there[i] for i in _halve(len(there))]
+        window_from_map = alignment.map_from_window.inverse()
+        geometry = tuple(placed.frames[batch.ids[i]].moved(window_from_map) for i in half)
         known = None if not self._windows else _judge(alignment, geometry)
         node = self._graph.add(alignment.map_from_window, known)
         self._windows.append(batch.window_id)
@@ -135,7 +140,7 @@ class LoopCloser:
             descriptor=own,
             batch=_without_tensors(batch, half),
             geometry=geometry,
-            intrinsics=reconstruction.intrinsics[half],
+            intrinsics=intrinsics[half],
         )
         candidate = self._find_candidate(window)
         self._keep(window)
@@ -267,7 +272,7 @@ def _judge(alignment: Alignment, geometry: Sequence[FrameGeometry]) -> Deviation
     if alignment.shared > 1:
         turn = (alignment.turn_variance / alignment.shared) ** 0.5
         shift = (alignment.shift_variance / alignment.shared) ** 0.5
-        stretch = (alignment.stretch_variance / alignment.shared) ** 0.5
+        stretch = float(np.nan_to_num(alignment.stretch_variance) / alignment.shared) ** 0.5
     else:  # one frame agrees with itself; its points tell a little
         turn = stretch = alignment.residual
         shift = alignment.residual * depth
@@ -316,7 +321,7 @@ def _look_from(
     found, in_camera = project(
         torch.from_numpy(points), camera_from_window, torch.from_numpy(joint.intrinsics[other])
     )
-    height, width = joint.depth.shape[1:]
+    height, width = joint.image_size
     column, row = found.round().T.numpy()
     ahead = in_camera[:, 2].numpy()
     seen = (ahead > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)

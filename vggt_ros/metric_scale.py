@@ -135,8 +135,9 @@ class DepthScale:
         """Compare depth pixel by pixel, where the network is rather confident."""
         ratios = []
         missing = []
+        height, width = reconstruction.image_size
         for i, frame in enumerate(batch.frames):
-            if frame.camera:
+            if frame.camera or i not in reconstruction.depth:
                 continue  # the sensor is registered to the first camera
             try:
                 measured = self._depth_at(frame.stamp_ns)
@@ -145,7 +146,6 @@ class DepthScale:
                 continue
             if measured is None or not self._is_registered(measured.shape, frame.image.shape):
                 continue
-            height, width = reconstruction.depth.shape[1:]
             step = max(round((height * width / _PIXELS_PER_FRAME) ** 0.5), 1)
             rows, columns = np.mgrid[0:height:step, 0:width:step]
             metres = sample_source(
@@ -156,9 +156,9 @@ class DepthScale:
                 columns,
                 batch.fitted[i].place,
             )
-            confidence = reconstruction.confidence[i, ::step, ::step]
+            confidence = reconstruction.confidence[i][::step, ::step]
             used = (metres > 0) & (confidence >= np.median(confidence))  # NaN compares false
-            ratios.append(metres[used] / reconstruction.depth[i, ::step, ::step][used])
+            ratios.append(metres[used] / reconstruction.depth[i][::step, ::step][used])
         if missing and not ratios:
             self._complain(missing[-1])
         count = sum(map(len, ratios))

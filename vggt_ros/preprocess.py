@@ -56,9 +56,15 @@ class Batch:
     frames: tuple[Frame, ...]  # S frames
     ids: tuple[int, ...]  # S frame numbers
     window_id: int
+    dense: tuple[int, ...] | None = None  # places of the frames whose depth is wanted; None: all
+
+    @property
+    def dense_places(self) -> tuple[int, ...]:
+        """Places of the D frames whose depth is wanted."""
+        return tuple(range(len(self.ids))) if self.dense is None else self.dense
 
     def select(self, chosen: Sequence[int]) -> Batch:
-        """Keep the frames at these places, in this order."""
+        """Keep the frames at these places, in this order; the depth of all of them is wanted."""
         return Batch(
             images=self.images[list(chosen)],
             fitted=tuple(self.fitted[i] for i in chosen),

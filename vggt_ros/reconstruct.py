@@ -33,15 +33,23 @@ class Reconstruction:
 
     window_from_camera: npt.NDArray[np.float64]  # (S, 4, 4), rigid; the first is the identity
     intrinsics: npt.NDArray[np.float64]  # (S, 3, 3), pixels of the depth image
-    depth: npt.NDArray[np.float32]  # (S, H, W), along the optical axis, > 0
-    confidence: npt.NDArray[np.float32]  # (S, H, W), 1 and more, unitless
+    # By place in the window, of those frames whose depth was asked for.
+    depth: dict[int, npt.NDArray[np.float32]]  # (H, W), along the optical axis, > 0
+    confidence: dict[int, npt.NDArray[np.float32]]  # (H, W), 1 and more, unitless
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the depth images, pixels."""
+        height, width = next(iter(self.depth.values())).shape
+        return height, width
 
 
 def reconstruct(prediction: Prediction, batch: Batch) -> Reconstruction:
     """
     Turn the network's output for one window into geometry.
 
-    :param prediction: of one scene (B = 1), tensors on the CPU.
+    :param prediction: of one scene (B = 1), tensors on the CPU, with the depth that was asked
+        for.
     :raises PredictionError: if a value is not finite, a field of view is not that of a pinhole
         camera, or lengths are absurd.
     """
@@ -60,7 +68,13 @@ def reconstruct(prediction: Prediction, batch: Batch) -> Reconstruction:
     world_from_camera = invert_rigid(camera_from_world)
     window_from_camera = invert_rigid(world_from_camera[0]) @ world_from_camera
     window_from_camera[0] = torch.eye(4)
-    return Reconstruction(window_from_camera.numpy(), intrinsics.numpy(), depth, confidence)
+    places = batch.dense_places
+    return Reconstruction(
+        window_from_camera.numpy(),
+        intrinsics.numpy(),
+        dict(zip(places, depth, strict=True)),
+        dict(zip(places, confidence, strict=True)),
+    )
 
 
 def _check(

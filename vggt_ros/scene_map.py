@@ -45,7 +45,8 @@ class MapUpdate:
     skipped: int  # images received since the last window that became part of none
     batch: Batch  # S frames, their numbers and images
     is_new: tuple[bool, ...]  # S flags: this frame is in no update before
-    reconstruction: Reconstruction
+    reconstruction: Reconstruction  # has the depth of new frames, and of some others
+    confidence: Array  # (S,), mean over each frame's depth, as of when it was computed last
     alignment: Alignment
     closure: Closure | None  # the loop that ends here; it has moved earlier windows of the map
     metric: MetricScale
@@ -75,7 +76,7 @@ class MapUpdate:
         return scaled
 
     def depth(self, i: int) -> npt.NDArray[np.float32]:
-        """Depth of frame i along the optical axis: (H, W), NaN where not trusted."""
+        """Depth of frame i, a new one, along the optical axis: (H, W), NaN where not trusted."""
         scale = np.float32(self.world_from_window.scale)
         return np.where(
             self._believed(i), scale * self.reconstruction.depth[i], np.float32(np.nan)
@@ -90,7 +91,7 @@ class MapUpdate:
         return believed if seen is None else believed & seen
 
     def points(self, i: int) -> PointCloud:
-        """Give the points of frame i that are believed, thinned evenly to `max_points`."""
+        """Give the points of frame i, a new one, that are believed, at most `max_points`."""
         chosen = np.flatnonzero(self._believed(i))
         if len(chosen) > self.settings.max_points:
             spread = np.linspace(0, len(chosen) - 1, self.settings.max_points)

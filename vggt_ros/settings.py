@@ -190,6 +190,13 @@ class AlignmentSettings:
         'map starts.',
         low=0.0,
     )
+    alignment_frames: int = setting(
+        2,
+        'Frames shared with the map whose depth is computed again, to find how long the unit of a '
+        'window is. More are more exact and take longer.',
+        low=1,
+        high=512,
+    )
     loop_closure: bool = setting(
         False,
         'Earlier windows that look like the newest are tried together with it; where both show '

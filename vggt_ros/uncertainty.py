@@ -60,7 +60,9 @@ class PoseUncertainty:
         about = np.eye(7)
         about[:3, 3:6] = _cross(alignment.middle)
         about[:3, 6] = -alignment.middle
-        spread = np.diag([shift] * 3 + [turn] * 3 + [alignment.stretch_variance])
+        # one frame with depth does not tell how scales scatter
+        stretch = np.nan_to_num(alignment.stretch_variance)
+        spread = np.diag([shift] * 3 + [turn] * 3 + [stretch])
         spread /= alignment.shared
         self._joints += about @ spread @ about.T
         self._scatter, self._confidence = (shift, turn), confidence

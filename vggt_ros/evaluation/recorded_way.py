@@ -178,10 +178,9 @@ def _compare_depth(
     update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map, errors: WindowErrors
 ) -> None:
     """Compare a window's depth with what was measured, if anything was."""
-    found = update.world_from_window.scale * update.reconstruction.depth
-    true = np.stack(
-        [_measured(update, i, shots[f.stamp_ns].depth) for i, f in enumerate(update.batch.frames)]
-    )
+    frames, depth = update.batch.frames, update.reconstruction.depth
+    found = update.world_from_window.scale * np.stack(list(depth.values()))
+    true = np.stack([_measured(update, i, shots[frames[i].stamp_ns].depth) for i in depth])
     valid = true > 0  # NaN compares false
     if not valid.any():
         return
@@ -233,7 +232,7 @@ def compare_clouds(truth: Array, found: Array) -> tuple[float, float]:
 
 def _measured(update: MapUpdate, i: int, depth: Depth) -> Depth:
     fitted = update.batch.fitted[i]
-    rows, columns = np.indices(update.reconstruction.depth.shape[1:])
+    rows, columns = np.indices(update.reconstruction.image_size)
     size = update.batch.frames[i].image.shape[:2]
     return sample_source(depth, size, fitted.source_from_network, rows, columns, fitted.place)
 

@@ -171,7 +171,7 @@ def _judge(
         cameras = placed.place(update.reconstruction.window_from_camera)
         for number, camera in zip(update.batch.ids, cameras, strict=True):
             poses.setdefault(number, camera)
-        found = placed.scale * update.reconstruction.depth[-1]
+        found = placed.scale * update.reconstruction.depth[len(update.batch.ids) - 1]
         units.append(np.median(found / depth_of(update.batch.ids[-1])))
     drift = np.abs(np.array(units) / units[0] - 1).max()
     return {**_figures(poses, truth), 'scale_drift_percent': 100 * float(drift)}

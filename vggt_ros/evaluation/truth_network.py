@@ -106,7 +106,8 @@ class TruthNetwork:
         window_from_camera[:, :3, 3] *= scale
         depth = scale * np.stack([self._world.depth(stamp, height, width) for stamp in stamps])
         depth *= 1 + self._errors.depth * generator.normal(size=depth.shape)
-        confidence = torch.full((1, len(stamps), height, width), CONFIDENCE)
+        depth = depth[list(batch.dense_places)]
+        confidence = torch.full((1, len(depth), height, width), CONFIDENCE)
         confidence[..., 0] = LOW_CONFIDENCE
         intrinsics = torch.from_numpy(true_intrinsics(height, width)).expand(len(stamps), 3, 3)
         camera_from_window = invert_rigid(torch.from_numpy(window_from_camera))

@@ -10,7 +10,7 @@ Source: VGGT (arXiv 2503.11651), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from vggt_ros.model.attention import RopeTable, patch_positions, rope_table
 from vggt_ros.model.block import Block, draw_normal
 from vggt_ros.model.config import VGGTConfig
 from vggt_ros.model.patch_embed import PatchEncoder
+
+CAMERA = -1  # beside the rounds: what the camera head reads
 
 
 class Aggregator(nn.Module):
@@ -45,7 +47,11 @@ class Aggregator(nn.Module):
         self._rope_tables: dict[tuple[int, int, torch.device], RopeTable] = {}
 
     def forward(
-        self, patch_tokens: Tensor, grid: tuple[int, int], rounds: Collection[int]
+        self,
+        patch_tokens: Tensor,
+        grid: tuple[int, int],
+        rounds: Collection[int],
+        frames: Sequence[int] | None = None,
     ) -> dict[int, Tensor]:
         """
         Run all rounds.
@@ -53,20 +59,25 @@ class Aggregator(nn.Module):
         :param patch_tokens: (B, S, P, C) of the frames in window order.
         :param grid: (h, w) patches, h·w = P.
         :param rounds: which rounds to keep.
-        :returns: for each of `rounds` (B, S, special + P, 2C): frame output beside global output.
+        :param frames: places of the F frames of which they are kept; None: of all, F = S.
+        :returns: frame output beside global output: for each of `rounds` (B, F, special + P, 2C),
+            and for `CAMERA` the last round's camera tokens of all frames (B, S, 2C).
         """
-        batch, frames = patch_tokens.shape[:2]
+        batch, count = patch_tokens.shape[:2]
         table = self.rope_table(grid, patch_tokens.device)
-        x = torch.cat((self.special(batch, frames), patch_tokens), dim=2)
+        chosen: slice | list[int] = slice(None) if frames is None else list(frames)
+        x = torch.cat((self.special(batch, count), patch_tokens), dim=2)
         shape = x.shape
         kept: dict[int, Tensor] = {}
         blocks = zip(self.frame_blocks, self.global_blocks, strict=True)
         for index, (frame_block, global_block) in enumerate(blocks):
-            within = frame_block(x.reshape(batch * frames, -1, shape[-1]), table)
+            within = frame_block(x.reshape(batch * count, -1, shape[-1]), table)
             across = global_block(within.reshape(batch, -1, shape[-1]), table)
             x = across.reshape(shape)
+            within = within.reshape(shape)
             if index in rounds:
-                kept[index] = torch.cat((within.reshape(shape), x), dim=-1)
+                kept[index] = torch.cat((within[:, chosen], x[:, chosen]), dim=-1)
+        kept[CAMERA] = torch.cat((within[:, :, 0], x[:, :, 0]), dim=-1)
         return kept
 
     def special(self, batch: int, frames: int) -> Tensor:

@@ -55,6 +55,8 @@ class PatchEncoder(nn.Module):
             for _ in range(config.vit.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=EPS)
+        # By grid: the code resized, and of which weights it was made.
+        self._position_codes: dict[tuple[int, int], tuple[tuple[int, int], Tensor]] = {}
         self._initialise()
 
     def _initialise(self) -> None:
@@ -87,6 +89,16 @@ class PatchEncoder(nn.Module):
         """The learned code resized to h × w patches: (1, 1 + h·w, C), class token first."""
         if h == w == self.grid_size:
             return self.pos_embed
+        if torch.is_grad_enabled():
+            return self._resize_code(h, w)
+        weights = self.pos_embed.data_ptr(), self.pos_embed._version
+        made_of, code = self._position_codes.get((h, w), (None, self.pos_embed))
+        if made_of != weights:
+            code = self._resize_code(h, w)
+            self._position_codes[h, w] = weights, code
+        return code
+
+    def _resize_code(self, h: int, w: int) -> Tensor:
         code = self.pos_embed.float()
         grid = code[:, 1:].unflatten(1, (self.grid_size, self.grid_size)).permute(0, 3, 1, 2)
         grid = functional.interpolate(

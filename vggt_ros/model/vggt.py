@@ -13,7 +13,7 @@ Source: VGGT: Visual Geometry Grounded Transformer (arXiv 2503.11651).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggt_ros.model.aggregator import Aggregator
+from vggt_ros.model.aggregator import CAMERA, Aggregator
 from vggt_ros.model.camera_head import CameraHead
 from vggt_ros.model.config import VGGTConfig
 from vggt_ros.model.dense_head import DenseHead, Size, positive, signed_growth
@@ -64,7 +64,7 @@ class VGGT(nn.Module):
         tokens = self.encode(images)
         rounds = self.aggregate(tokens, grid, self.rounds_for(heads))
         prediction = self.decode(rounds, image_size, query_points, heads)
-        return replace(prediction, descriptors=tokens.float().mean(2))
+        return replace(prediction, descriptors=describe(tokens))
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, S, 3, H, W) → patch tokens (B, S, P, C); no frame sees another."""
@@ -74,11 +74,15 @@ class VGGT(nn.Module):
             return by_frame
 
     def aggregate(
-        self, patch_tokens: Tensor, grid: Size, rounds: Collection[int]
+        self,
+        patch_tokens: Tensor,
+        grid: Size,
+        rounds: Collection[int],
+        frames: Sequence[int] | None = None,
     ) -> dict[int, Tensor]:
-        """Patch tokens (B, S, P, C) → for each of `rounds` (B, S, special + P, 2C)."""
+        """Patch tokens (B, S, P, C) → what the heads read; see `Aggregator.forward`."""
         with self._autocast(patch_tokens):
-            kept: dict[int, Tensor] = self.aggregator(patch_tokens, grid, rounds)
+            kept: dict[int, Tensor] = self.aggregator(patch_tokens, grid, rounds, frames)
             return kept
 
     def decode(
@@ -88,13 +92,13 @@ class VGGT(nn.Module):
         query_points: Tensor | None = None,
         heads: Collection[str] = HEADS,
     ) -> Prediction:
-        """Run the heads on what `aggregate` kept."""
+        """Run the heads on what `aggregate` kept; dense heads on the frames kept there."""
         fields: dict[str, Any] = {}
-        last = rounds[self.config.agg.depth - 1]
+        camera_tokens = rounds[CAMERA]
         special = self.aggregator.special_tokens
-        with torch.autocast(last.device.type, enabled=False):
+        with torch.autocast(camera_tokens.device.type, enabled=False):
             if 'camera' in heads:
-                fields['pose_encodings'] = self.camera_head(last[:, :, 0])
+                fields['pose_encodings'] = self.camera_head(camera_tokens)
             levels = [
                 rounds[index][:, :, special:]
                 for index in self.config.dpt.intermediate_layer_idx
@@ -114,10 +118,9 @@ class VGGT(nn.Module):
 
     def rounds_for(self, heads: Collection[str]) -> frozenset[int]:
         """The rounds that these heads read."""
-        rounds = {self.config.agg.depth - 1}
-        if set(heads) - {'camera'}:
-            rounds.update(self.config.dpt.intermediate_layer_idx)
-        return frozenset(rounds)
+        if set(heads) <= {'camera'}:
+            return frozenset()
+        return frozenset(self.config.dpt.intermediate_layer_idx)
 
     def grid(self, image_size: Size) -> Size:
         """Patches (h, w) of an image."""
@@ -170,6 +173,11 @@ class VGGT(nn.Module):
             tensor.device.type, dtype=self.autocast_dtype
         )
         return context
+
+
+def describe(patch_tokens: Tensor) -> Tensor:
+    """(B, S, P, C) → (B, S, C), see `Prediction.descriptors`."""
+    return patch_tokens.float().mean(2)
 
 
 def store_linear_weights(model: VGGT, dtype: torch.dtype) -> None:

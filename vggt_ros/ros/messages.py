@@ -151,7 +151,7 @@ def make_window_report(
     """Say everything about one window; see msg/WindowReport.msg."""
     frames = update.batch.frames
     geometry, alignment = update.reconstruction, update.alignment
-    height, width = geometry.depth.shape[1:]
+    height, width = geometry.image_size
     starts = bool(update.map_started_because)  # then there is nothing to be aligned with
     return WindowReport(
         header=make_header(world_frame, frames[-1].stamp_ns),
@@ -163,7 +163,7 @@ def make_window_report(
         is_new=list(update.is_new),
         camera_frames=[frame.camera_frame for frame in frames],
         poses=poses,
-        confidence=geometry.confidence.mean((1, 2)).tolist(),
+        confidence=update.confidence.tolist(),
         intrinsics=geometry.intrinsics.ravel().tolist(),
         width=width,
         height=height,

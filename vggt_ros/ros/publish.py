@@ -123,7 +123,7 @@ class MapPublishers:
         if publisher := self._heard(confidence):
             publisher.publish(make_float_image(in_image, geometry.confidence[i]))
         if publisher := self._heard(info):
-            height, width = geometry.depth.shape[1:]
+            height, width = geometry.image_size
             publisher.publish(make_camera_info(in_image, geometry.intrinsics[i], height, width))
         if publisher := self._heard('~/points'):
             publisher.publish(make_cloud(in_world, update.points(i)))

@@ -234,7 +234,7 @@ class Trainer:
         images, truth = sample.images, sample.truth
         size = images.shape[-2], images.shape[-1]
         grid = model.grid(size)
-        rounds = model.rounds_for(heads)
+        rounds = set(model.rounds_for(heads))
         if self.reader is not None and settings.matching is not None:
             rounds |= set(settings.matching.blocks)
         queries = None if truth.tracks is None else truth.tracks[:, 0]

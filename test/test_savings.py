@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not computed again gives the same results as a window that is computed as a whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vggt_ros.cli import benchmark
+from vggt_ros.evaluation.naive_forward import naive_forward
+from vggt_ros.evaluation.weight_recipe import fill
+from vggt_ros.frames import Frame
+from vggt_ros.inference import VGGTNetwork
+from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.preprocess import Batch, fit_image, stack_images
+
+EXACT = 1e-5
+HEADS = ('camera', 'depth')
+
+
+@pytest.fixture(scope='module')
+def model() -> VGGT:
+    made = VGGT(VGGTConfig.small())
+    fill(made, 'savings')
+    return made.eval()
+
+
+class Stream:
+    """Frames with noise on them, by number; the same number is another picture in a new stream."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._fitted: dict[tuple[int, int], object] = {}
+
+    def window(self, ids: list[int], width: int = 84, dense: list[int] | None = None) -> Batch:
+        for number in ids:
+            if (number, width) not in self._fitted:
+                random = np.random.default_rng([self._seed, number])
+                picture = random.integers(0, 256, (56, 84, 3), np.uint8)
+                self._fitted[number, width] = fit_image(picture, width, 'crop')
+        fitted = tuple(self._fitted[number, width] for number in ids)
+        return Batch(
+            images=stack_images([image.pixels for image in fitted]),
+            fitted=fitted,
+            frames=tuple(Frame(image.pixels, 0, 'camera') for image in fitted),
+            ids=tuple(ids),
+            window_id=0,
+            dense=None if dense is None else tuple(dense),
+        )
+
+
+def assert_same(network: VGGTNetwork, model: VGGT, batch: Batch) -> None:
+    found = network(batch, HEADS)
+    expected = naive_forward(model, batch.images[None])
+    dense = list(batch.dense_places)
+    for one, other in (
+        (found.pose_encodings[-1], expected.pose_encodings[-1]),
+        (found.depth, expected.depth[:, dense]),
+        (found.depth_confidence, expected.depth_confidence[:, dense]),
+    ):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= EXACT * other.abs().max()
+
+
+def encodings(model: VGGT) -> list[int]:
+    """Count the frames that are encoded."""
+    counted: list[int] = []
+    model.aggregator.patch_embed.register_forward_hook(
+        lambda _module, inputs, _output: counted.append(len(inputs[0]))
+    )
+    return counted
+
+
+def test_each_frame_is_encoded_once(model: VGGT) -> None:
+    network, stream = VGGTNetwork(model, 'test', True, 'float32'), Stream(0)
+    counted = encodings(model)
+    for first in range(0, 12, 2):
+        network(stream.window(list(range(first, first + 6))), HEADS)
+    assert counted == [6, 2, 2, 2, 2, 2]
+    network(stream.window([0, 1, 14, 15]), HEADS)  # a joint window of then and now
+    network(stream.window([11, 12, 13, 14, 15, 16]), HEADS)
+    assert counted[6:] == [2, 1] or counted[6:] == [4, 1]
+
+
+def test_only_the_frames_that_are_asked_for_are_decoded(model: VGGT) -> None:
+    network, stream = VGGTNetwork(model, 'test', True, 'float32'), Stream(1)
+    decoded: list[int] = []
+    handle = model.depth_head.scratch.output_conv2.register_forward_hook(
+        lambda _module, _inputs, output: decoded.append(len(output))
+    )
+    prediction = network(stream.window([0, 1, 2, 3, 4], dense=[1, 4]), HEADS)
+    handle.remove()
+    assert decoded == [2]
+    assert prediction.depth is not None and prediction.depth.shape[:2] == (1, 2)
+    assert prediction.pose_encodings is not None
+    assert prediction.pose_encodings[-1].shape[:2] == (1, 5)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_any_way_through_a_stream_gives_what_whole_windows_give(model: VGGT, seed: int) -> None:
+    """Frames come and go, the resolution changes, and two streams number their frames alike."""
+    network = VGGTNetwork(model, 'test', True, 'float32')
+    random = np.random.default_rng(seed)
+    streams = [Stream(10), Stream(11)]
+    ids, width, stream = list(range(5)), 84, streams[0]
+    for _ in range(14):
+        chance = random.random()
+        if chance < 0.15:  # a reset: another stream, numbers from 0 again
+            stream, ids = streams[random.integers(2)], list(range(random.integers(2, 6)))
+        elif chance < 0.3:
+            width = int(random.choice([56, 84, 112]))
+        else:
+            ids = ids[random.integers(0, len(ids)) :]
+            ids += range(ids[-1] + 1, ids[-1] + 1 + random.integers(1, 4))
+        count = int(random.integers(1, len(ids) + 1))
+        dense = sorted(random.choice(len(ids), count, replace=False).tolist())
+        assert_same(network, model, stream.window(ids, width, dense))
+
+
+def test_weights_that_change_are_seen(model: VGGT) -> None:
+    """The resized position code is made again when the weights it was made of have changed."""
+    batch = Stream(2).window([0, 1])
+    before = naive_forward(model, batch.images[None]).depth
+    network = VGGTNetwork(model, 'test', True, 'float32')
+    torch.testing.assert_close(network(batch, HEADS).depth, before)
+    kept = model.aggregator.patch_embed.pos_embed.detach().clone()
+    with torch.no_grad():
+        model.aggregator.patch_embed.pos_embed.mul_(2)
+    fresh = VGGTNetwork(model, 'test', True, 'float32')
+    after = fresh(batch, HEADS).depth
+    with torch.no_grad():
+        model.aggregator.patch_embed.pos_embed.copy_(kept)
+    assert not torch.allclose(after, before, atol=1e-4)
+
+
+def test_the_benchmark_compares_both_ways(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    figures = tmp_path / 'figures.json'
+    arguments = ['--frames', '4', '--stride', '1', '8', '--resolution', '42x28', '--windows', '2']
+    monkeypatch.setattr(sys, 'argv', ['benchmark', *arguments, '--json', str(figures)])
+    benchmark.main()
+    found = json.loads(figures.read_text())['results']
+    assert [each['stride'] for each in found] == [1, 4]  # a window has no more new frames
+    for each in found:
+        assert each['naive']['flops'] == found[0]['naive']['flops']
+        assert each['flops_ratio'] == each['naive']['flops'] / each['engine']['flops'] > 1
+        assert each['ratio_to_naive'] > 0 and each['windows_per_second'] > 0
+        assert each['floor_ratio'] > 1
+    # three frames less are encoded, and one less is decoded
+    assert found[0]['engine']['flops'] < found[1]['engine']['flops']
+    assert '| small | 4 | 1 | 42x28 |' in capsys.readouterr().out
+
+
+def test_the_benchmark_refuses_other_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, 'argv', ['benchmark', '--resolution', '640x480'])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "found '640x480', expected WIDTHxHEIGHT in multiples of 14" in capsys.readouterr().err

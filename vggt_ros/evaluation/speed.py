@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How fast windows are computed, against computing each of them as a whole, in the same run.
+
+Machines differ and are never quiet, so the figure is a ratio: naive and engine take turns, window
+by window. What is compared is the network alone, from images in memory to depth in memory; the
+node's own work is `make soak`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vggt_ros.evaluation.naive_forward import naive_forward
+from vggt_ros.frames import Frame
+from vggt_ros.inference import VGGTNetwork
+from vggt_ros.model import VGGT
+from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
+from vggt_ros.settings import AlignmentSettings
+
+HEADS = ('camera', 'depth')
+_MATMUL = 2048  # side of the matrices by which the device's peak is measured
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of the network."""
+
+    frames: int  # of a window
+    stride: int  # new ones among them
+    height: int  # pixels
+    width: int
+
+
+def make_windows(load: Load, count: int) -> list[Batch]:
+    """Slide a window over pictures of noise, which cost what any picture costs."""
+    random = np.random.default_rng(0)
+    fitted: dict[int, FittedImage] = {}
+    windows = []
+    for window in range(count):
+        ids = tuple(range(window * load.stride, window * load.stride + load.frames))
+        for number in ids:
+            if number not in fitted:
+                picture = random.integers(0, 256, (load.height, load.width, 3), np.uint8)
+                fitted[number] = fit_image(picture, load.width, 'crop')
+        images = tuple(fitted[number] for number in ids)
+        windows.append(
+            Batch(
+                images=stack_images([image.pixels for image in images]),
+                fitted=images,
+                frames=tuple(Frame(image.pixels, 0, 'camera') for image in images),
+                ids=ids,
+                window_id=window,
+                dense=_dense(load) if window else None,
+            )
+        )
+    return windows
+
+
+def _dense(load: Load) -> tuple[int, ...]:
+    """Choose what the engine asks for: new frames, and some shared ones to align by."""
+    shared = load.frames - load.stride
+    wanted = min(AlignmentSettings().alignment_frames, shared)
+    spread = np.linspace(0, shared - 1, wanted).round().astype(int).tolist() if shared else []
+    return (*spread, *range(shared, load.frames))
+
+
+def measure(model: VGGT, load: Load, windows: int) -> dict[str, Any]:
+    """
+    Time naive and engine in turn.
+
+    :param model: whose parameters need no gradients, or the FLOPs cannot be counted.
+    :param windows: of each that are counted, after one that is not.
+    :returns: `ratio_to_naive` (of the medians), `windows_per_second`, latencies in s (`p50`, `p95`
+        of a window and of one new frame), `flops` of a window and `tflops` per second for both,
+        `matmul_tflops` (the device's, by products of large matrices), `floor_ratio` (time against
+        the engine's FLOPs at that rate), `peak_memory_bytes` (CUDA only, else None).
+    """
+    batches = make_windows(load, windows + 1)
+    network = VGGTNetwork(model, 'benchmark', False, 'float32')
+    device = torch.device(network.device)
+    network(batches[0], HEADS)
+    naive_forward(model, batches[0].images[None].to(device))
+
+    def run_engine(batch: Batch) -> None:
+        network(batch, HEADS)
+
+    def run_naive(batch: Batch) -> None:
+        naive_forward(model, batch.images[None].to(device)).cpu()
+
+    flops = {
+        'engine': _count_flops(partial(run_engine, batches[1])),
+        'naive': _count_flops(partial(run_naive, batches[1])),
+    }
+    network = VGGTNetwork(model, 'benchmark', False, 'float32')
+    network(batches[0], HEADS)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds: dict[str, list[float]] = {'naive': [], 'engine': []}
+    memory = None
+    for batch in batches[1:]:
+        seconds['engine'].append(_time(device, partial(run_engine, batch)))
+        if device.type == 'cuda':
+            memory = torch.cuda.max_memory_allocated(device)
+        seconds['naive'].append(_time(device, partial(run_naive, batch)))
+    peak = measure_matmul(device)
+    found: dict[str, Any] = {}
+    for way, times in seconds.items():
+        p50, p95 = np.percentile(times, [50, 95])
+        found[way] = {
+            'p50': float(p50),
+            'p95': float(p95),
+            'p50_per_new_frame': float(p50) / load.stride,
+            'flops': flops[way],
+            'tflops': flops[way] / float(p50) / 1e12,
+        }
+    engine = found['engine']
+    return {
+        'ratio_to_naive': found['naive']['p50'] / engine['p50'],
+        'windows_per_second': 1 / engine['p50'],
+        'tflops': engine['tflops'],
+        'matmul_tflops': peak / 1e12,
+        'floor_ratio': engine['p50'] / (engine['flops'] / peak),
+        'flops_ratio': flops['naive'] / flops['engine'],
+        'peak_memory_bytes': memory,
+        **found,
+    }
+
+
+def measure_matmul(device: torch.device) -> float:
+    """Measure FLOP/s by products of large matrices, in float32 on a CPU, else in bfloat16."""
+    kind = torch.float32 if device.type == 'cpu' else torch.bfloat16
+    one = torch.randn(_MATMUL, _MATMUL, device=device, dtype=kind)
+    times = [_time(device, lambda: one @ one) for _ in range(6)]
+    return float(2 * _MATMUL**3 / np.median(times[1:]))
+
+
+def _time(device: torch.device, work: Callable[[], object]) -> float:
+    _wait_for(device)
+    begin = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - begin
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def _count_flops(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def as_table(found: list[dict[str, Any]]) -> str:
+    """Lay results out for a person, as Markdown."""
+    lines = [
+        '| size | frames | stride | pixels | engine s | naive s | ratio | by FLOPs | of peak |',
+        '|---|--:|--:|---|--:|--:|--:|--:|--:|',
+    ]
+    for each in found:
+        share = each['tflops'] / each['matmul_tflops']
+        lines.append(
+            f'| {each["size"]} | {each["frames"]} | {each["stride"]} | {each["resolution"]} | '
+            f'{each["engine"]["p50"]:.3g} | {each["naive"]["p50"]:.3g} | '
+            f'{each["ratio_to_naive"]:.2f} | {each["flops_ratio"]:.2f} | {share:.0%} |'
+        )
+    return '\n'.join(lines)
