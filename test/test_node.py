@@ -597,21 +597,21 @@ def start_in_map(idle, robot, **settings):
     idle.spin_until(lambda: heard() > 1, what='tf')  # the driver hears /tf too
 
 
+def said_in_map(idle, child):
+    return [
+        each
+        for message in idle.got['tf']
+        for each in message.transforms
+        if (each.header.frame_id, each.child_frame_id) == ('map', child)
+    ]
+
+
 def in_map(idle, child):
-    """Wait for what is said of a child of `map` from now on."""
+    """Tell where a child of `map` is: `odom` from now on, the world by the newest window."""
     idle.spin_for(0.3)  # a window may have been placed but not told yet
-    idle.got['tf'].clear()
-
-    def said():
-        return [
-            each
-            for message in idle.got['tf']
-            for each in message.transforms
-            if (each.header.frame_id, each.child_frame_id) == ('map', child)
-        ]
-
-    idle.spin_until(said, what=f'map -> {child}')
-    newest = said()[-1]
+    before = len(said_in_map(idle, child)) if child == 'odom' else 0
+    idle.spin_until(lambda: len(said_in_map(idle, child)) > before, what=f'map -> {child}')
+    newest = said_in_map(idle, child)[-1]
     pose = pose_from_message(newest.transform.translation, newest.transform.rotation)
     return matrices_from_poses(np.array([pose]))[0]
 
@@ -635,12 +635,27 @@ def test_the_robot_is_placed_in_the_map_by_its_odom_frame(idle, robot):
     idle.wait_windows(2)
     corrected = in_map(idle, 'odom')
     np.testing.assert_allclose(corrected, np.linalg.inv(drift), atol=0.03)
+    # The world is said at the times of the images, the robot's frame ahead of their clock's now.
+    stamps = [ns_from_time(each.header.stamp) for each in said_in_map(idle, 'vggt_world')]
+    assert stamps == [stamp_of(i) for i in (0, SIZE - 1, SIZE + STRIDE - 1)]
+    ahead = ns_from_time(said_in_map(idle, 'odom')[-1].header.stamp) - stamps[-1]
+    assert 0 < ahead < 30e9
     # A new map does not move the robot.
     idle.call('reset', Trigger.Request())
     later = range(SIZE + STRIDE, 2 * SIZE + STRIDE)
     robot.say('tf', later, drift)
     idle.send(later)
     assert idle.wait_windows(3)[2].map_id == 1
+    np.testing.assert_allclose(in_map(idle, 'odom'), corrected, atol=1e-6)
+    # Nor does a node that was inactive.
+    assert idle.change('deactivate', 'activate')
+    heard = robot.publishers['tf'].get_subscription_count
+    idle.spin_until(lambda: heard() > 1, what='tf')
+    later = range(2 * SIZE + STRIDE, 3 * SIZE + STRIDE)
+    robot.say('tf', later, drift)
+    idle.settle()
+    idle.send(later)
+    assert idle.wait_windows(1)[0].map_id == 2
     np.testing.assert_allclose(in_map(idle, 'odom'), corrected, atol=1e-6)
     frames = {(t.header.frame_id, t.child_frame_id) for m in idle.got['tf'] for t in m.transforms}
     assert frames <= {('map', 'odom'), ('map', 'vggt_world'), ('odom', 'base')}
@@ -651,6 +666,7 @@ def test_the_robot_is_placed_in_the_map_by_its_odom_frame(idle, robot):
     [
         ('none', None, 'map_to_odom_scale', "'map' -> 'odom' waits for metres"),
         ('tf', 'elsewhere', 'map_to_odom_taken', "'odom' hangs on 'elsewhere' already"),
+        ('tf', 'map', 'map_to_odom_taken', "'odom' hangs on 'map' already"),
         ('fixed', None, 'map_to_odom_tf', "nothing connects 'odom' and 'camera'"),
     ],
 )
@@ -668,6 +684,25 @@ def test_a_robot_that_cannot_be_placed_is_left_alone(idle, robot, scale, above, 
     assert idle.node_process.said().count(sentence) > before
     idle.spin_for(0.3)
     assert not any(t.header.frame_id == 'map' for m in idle.got['tf'] for t in m.transforms)
+
+
+def test_who_places_the_robot_later_is_noticed(idle, robot):
+    start_in_map(idle, robot, scale_source='tf')
+    robot.say('tf', range(SIZE))
+    idle.send(range(SIZE))
+    idle.wait_windows(1)
+    in_map(idle, 'odom')
+    robot.place('elsewhere', 'odom', BASE_NS, np.eye(4), 'tf_static')
+    idle.spin_for(0.3)
+    later = range(SIZE, SIZE + STRIDE)
+    robot.say('tf', later)
+    idle.send(later)
+    idle.wait_windows(2)
+    idle.wait_health(map_to_odom_taken=1)
+    idle.spin_for(0.3)
+    idle.got['tf'].clear()
+    idle.spin_for(0.5)
+    assert not said_in_map(idle, 'odom')
 
 
 RIGHT = 0.07  # of a period, by which the right camera is late

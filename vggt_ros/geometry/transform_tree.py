@@ -18,6 +18,8 @@ import torch
 from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.poses import Array, interpolate_poses, matrices_from_poses
 
+_LATEST = 2.0  # s; what is older than the newest by more is not late: time began again
+
 
 @dataclass
 class _Link:
@@ -50,16 +52,17 @@ class TransformTree:
         self, parent: str, child: str, stamp: float, pose: list[float], static: bool = False
     ) -> None:
         """
-        Take one transform. A frame that gets another parent forgets the one it had.
+        Take one transform.
+
+        A frame that gets another parent forgets the one it had, and one whose stamps jump back by
+        more than 2 s (a simulator or a bag began again) what it was told before.
 
         :param stamp: s; a static transform holds at all times, whatever its stamp.
         :param pose: of the child in its parent: position, quaternion x, y, z, w.
         """
         with self._lock:
             link = self._links.get(child)
-            jumped_back = (
-                link is not None and link.stamps and stamp < (link.stamps[-1] - self._memory)
-            )
+            jumped_back = link is not None and link.stamps and stamp < link.stamps[-1] - _LATEST
             if link is None or static or link.parent != parent or link.static or jumped_back:
                 link = self._links[child] = _Link(parent, static)
             place = bisect.bisect(link.stamps, stamp)

@@ -9,13 +9,17 @@ where it is without that drift. The transform between the two frames is what bot
 
 `map` begins as `odom` is when the first metric window comes, so z points up as the robot has it.
 The frame of everything else that the node publishes (`world_frame`, an optical frame) hangs on
-`map` beside `odom`; no frame of the robot gets a second parent. A new map of the node does not
-move the robot: it is hung up where the robot is then.
+`map` beside `odom`; no frame of the robot gets a second parent. A new map of the node, or a node
+that was inactive, does not move the robot: the map is hung up where the robot is then.
+
+`map -> odom` is said all the time and a little ahead, since consumers ask for the present; it goes
+on while the camera stands and no window comes. `map -> world_frame` is said with the stamps of the
+images, as it may be another one for the images of the next map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from typing import Any
 
 import numpy as np
@@ -27,61 +31,88 @@ from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.poses import Array
 from vggt_ros.ros.messages import make_header, make_poses
 from vggt_ros.ros.parameters import NodeSettings
-from vggt_ros.ros.robot_frames import RobotFrames
+from vggt_ros.ros.robot_frames import Complain, RobotFrames
 from vggt_ros.ros.transforms import TF_QOS
 from vggt_ros.scene_map import MapUpdate
 
 _PERIOD = 0.05  # s
-# The transform changes slowly, and consumers ask for the present: it is stamped ahead, as amcl
-# and slam_toolbox do.
-_AHEAD_NS = 100_000_000
+_AHEAD_NS = 100_000_000  # as the transform_tolerance of amcl
+# Images whose stamps are farther from the node's clock are of another one: a bag without
+# use_sim_time. The transform then follows their clock, or nobody could use it.
+_OTHER_CLOCK_NS = 10_000_000_000
 
 
 class MapToOdom:
     """Publishes `map -> odom` for `tf_mode: map_to_odom`."""
 
-    def __init__(
-        self,
-        node: Any,
-        settings: NodeSettings,
-        frames: RobotFrames,
-        complain: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, settings: NodeSettings, frames: RobotFrames) -> None:
         """
-        Announce it; nothing is published before the first window that tells something.
+        Prepare; what is known of the robot outlives `stop`.
 
         :param frames: of the robot.
-        :param complain: takes the kind of a fault and a sentence about it; counts it.
         """
-        self._node = node
         self._settings = settings
-        self._tree = frames.tree
-        self._complain = complain
+        self._frames = frames
+        self._complain: Complain = lambda _kind, _sentence: None
         self._map_id = -1
         self._map_from_world = np.eye(4)
         self._map_from_odom = np.eye(4)
-        self._told: tuple[Array, Array] | None = None  # what the timer publishes, replaced whole
+        self._told: Array | None = None  # map_from_odom, what the timer publishes
+        self._clock_ahead_ns = 0  # of the images against the node's
+        self._node: Any = None
+        self._publisher: Any = None
+        self._timer: Any = None
+
+    def start(self, node: Any, complain: Complain) -> None:
+        """
+        Announce it; nothing is published before the first window that tells something.
+
+        :param complain: takes the kind of a fault and a sentence about it; counts it.
+        """
+        self._node, self._complain = node, complain
         self._publisher = node.create_publisher(TFMessage, '/tf', TF_QOS)
         self._timer = node.create_timer(_PERIOD, self._publish)
 
-    def update(self, update: MapUpdate) -> None:
-        """Take a window; called in the worker's thread."""
+    def stop(self) -> None:
+        """Take everything off the graph."""
+        self._node.destroy_timer(self._timer)
+        self._node.destroy_publisher(self._publisher)
+
+    def update(self, update: MapUpdate, arrived: float) -> None:
+        """
+        Take a window; called in the worker's thread.
+
+        :param arrived: when its newest image came, `time.monotonic()`.
+        """
         odom_from_camera = self._look_up(update)
         if odom_from_camera is None:
             return
         world_from_camera = update.map_from_camera[-1]
+        newest_ns = update.batch.frames[-1].stamp_ns
+        stamps = [newest_ns]
         if update.map_id != self._map_id:
             self._map_id = update.map_id
             self._map_from_world = (
                 self._map_from_odom @ odom_from_camera @ _inverse(world_from_camera)
             )
+            stamps.insert(0, update.batch.frames[update.is_new.index(True)].stamp_ns)
         self._map_from_odom = self._map_from_world @ world_from_camera @ _inverse(odom_from_camera)
-        self._told = self._map_from_odom, self._map_from_world
+        self._told = self._map_from_odom
+        self._follow_clock(newest_ns + round((time.monotonic() - arrived) * 1e9))
+        self._say(self._settings.world_frame, self._map_from_world, stamps)
 
-    def destroy(self) -> None:
-        """Take everything off the graph."""
-        self._node.destroy_timer(self._timer)
-        self._node.destroy_publisher(self._publisher)
+    def _follow_clock(self, images_ns: int) -> None:
+        """Note what the clock of the images shows now."""
+        ahead_ns = images_ns - self._node.get_clock().now().nanoseconds
+        if abs(ahead_ns) <= _OTHER_CLOCK_NS:
+            self._clock_ahead_ns = 0
+            return
+        self._clock_ahead_ns = ahead_ns
+        self._node.get_logger().warning(
+            f"the images' stamps are {ahead_ns * 1e-9:.0f} s from this node's clock: map -> odom "
+            'is stamped by theirs; expected use_sim_time with a bag or a simulator',
+            once=True,
+        )
 
     def _look_up(self, update: MapUpdate) -> Array | None:
         """Find the newest camera in `odom`; None, and said, where the transform cannot be told."""
@@ -93,8 +124,8 @@ class MapToOdom:
                 'is unknown; expected a scale_source',
             )
             return None
-        above = self._tree.parent(odom)
-        if above not in (None, self._settings.map_frame):
+        above = self._frames.tree.parent(odom)
+        if above is not None:
             self._complain(
                 'map_to_odom_taken',
                 f"'{odom}' hangs on '{above}' already and cannot have a second parent: "
@@ -105,7 +136,7 @@ class MapToOdom:
             return None
         try:
             stamp = np.array([frame.stamp_ns * 1e-9])
-            found = self._tree.look_up(odom, frame.camera_frame, stamp)[0]
+            found = self._frames.tree.look_up(odom, frame.camera_frame, stamp)[0]
         except ValueError as error:
             self._complain('map_to_odom_tf', f"the robot's place is not known: {error}")
             return None
@@ -119,19 +150,22 @@ class MapToOdom:
         return found
 
     def _publish(self) -> None:
-        if self._told is None:
-            return
-        settings = self._settings
-        stamp_ns = self._node.get_clock().now().nanoseconds + _AHEAD_NS
-        children = (settings.odom_frame, settings.world_frame)
+        if self._told is not None:
+            now_ns = self._node.get_clock().now().nanoseconds
+            stamp_ns = now_ns + self._clock_ahead_ns + _AHEAD_NS
+            self._say(self._settings.odom_frame, self._told, [stamp_ns])
+
+    def _say(self, child: str, map_from_child: Array, stamps_ns: list[int]) -> None:
+        pose = make_poses(map_from_child[None])[0]
+        place = Vector3(x=pose.position.x, y=pose.position.y, z=pose.position.z)
         transforms = []
-        for child, pose in zip(children, make_poses(np.stack(self._told)), strict=True):
-            header = make_header(settings.map_frame, stamp_ns)
+        for stamp_ns in stamps_ns:
+            header = make_header(self._settings.map_frame, stamp_ns)
             stamped = TransformStamped(header=header, child_frame_id=child)
-            place = pose.position
-            stamped.transform.translation = Vector3(x=place.x, y=place.y, z=place.z)
+            stamped.transform.translation = place
             stamped.transform.rotation = pose.orientation
             transforms.append(stamped)
+            self._frames.leave_out(child, stamp_ns)
         self._publisher.publish(TFMessage(transforms=transforms))
 
 

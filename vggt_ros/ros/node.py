@@ -37,6 +37,7 @@ from vggt_ros.engine import StreamingEngine
 from vggt_ros.inference import Network, load_network
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.ros.log import RosLogHandler
+from vggt_ros.ros.map_to_odom import MapToOdom
 from vggt_ros.ros.parameters import NodeSettings, Parameters
 from vggt_ros.ros.pipeline import Pipeline
 from vggt_ros.ros.publish import MapPublishers
@@ -91,6 +92,7 @@ class VggtNode(LifecycleNode):
         self._engine: StreamingEngine | None = None
         self._robot_frames: RobotFrames | None = None
         self._scale_inputs: ScaleInputs | None = None
+        self._map_to_odom: MapToOdom | None = None
         self._map_publishers: MapPublishers | None = None
         self._pipeline: Pipeline | None = None
         self._counts: Counter[str] = Counter()
@@ -101,15 +103,19 @@ class VggtNode(LifecycleNode):
         try:
             self._settings, self._node_settings = self._declared.read()
             self._network = self._load_network(self._settings.model)
+            self._robot_frames = RobotFrames()
+            self._scale_inputs = ScaleInputs(
+                self._settings.scale, self._node_settings, self._robot_frames
+            )
+            self._engine = StreamingEngine(
+                self._settings, self._network, self._scale_inputs.source()
+            )
         except (ValueError, CheckpointError, torch.cuda.OutOfMemoryError) as error:
             self.get_logger().error(f'cannot be configured: {error}')
             self._free()
             return FAILURE
-        self._robot_frames = RobotFrames()
-        self._scale_inputs = ScaleInputs(
-            self._settings.scale, self._node_settings, self._robot_frames
-        )
-        self._engine = StreamingEngine(self._settings, self._network, self._scale_inputs.source())
+        if self._node_settings.tf_mode == 'map_to_odom':
+            self._map_to_odom = MapToOdom(self._node_settings, self._robot_frames)
         self._map_publishers = MapPublishers(self, self._node_settings)
         self._counts = Counter()
         self._declared.locked = True
@@ -127,6 +133,7 @@ class VggtNode(LifecycleNode):
             self._map_publishers,
             self._robot_frames,
             self._scale_inputs,
+            self._map_to_odom,
             self._counts,
         )
         return SUCCESS
@@ -188,7 +195,8 @@ class VggtNode(LifecycleNode):
             self._pipeline = None
 
     def _free(self) -> None:
-        self._network = self._engine = self._robot_frames = self._scale_inputs = None
+        self._network = self._engine = None
+        self._robot_frames = self._scale_inputs = self._map_to_odom = None
         if self._map_publishers is not None:
             self._map_publishers.destroy()
             self._map_publishers = None

@@ -46,6 +46,7 @@ class Pipeline:
         publishers: MapPublishers,
         robot_frames: RobotFrames,
         scale_inputs: ScaleInputs,
+        map_to_odom: MapToOdom | None,
         counts: Counter[str],
     ) -> None:
         """
@@ -61,10 +62,10 @@ class Pipeline:
         self._diagnostics = Diagnostics(node, network)
         self._transforms = CameraTransforms(node, settings, self._log)
         self._robot_frames = robot_frames
-        self._map_to_odom: MapToOdom | None = None
-        if settings.tf_mode == 'map_to_odom':
-            self._map_to_odom = MapToOdom(node, settings, robot_frames, self._complain_counted)
-        if self._map_to_odom or scale_inputs.asks_frames:
+        self._map_to_odom = map_to_odom
+        if map_to_odom is not None:
+            map_to_odom.start(node, self._complain_counted)
+        if map_to_odom is not None or scale_inputs.asks_frames:
             robot_frames.start(node)
         self._worker = InferenceWorker(
             engine, self._decode, self._publish, window_stride, counts, self._complain
@@ -91,7 +92,7 @@ class Pipeline:
         self._worker.stop()
         self._transforms.destroy()
         if self._map_to_odom is not None:
-            self._map_to_odom.destroy()
+            self._map_to_odom.stop()
         self._diagnostics.destroy()
 
     def stop_computing(self, timeout: float) -> bool:
@@ -151,7 +152,7 @@ class Pipeline:
         poses = self._publishers.publish(update, newest.arrived)
         self._transforms.publish(update.batch.frames, poses)
         if self._map_to_odom is not None:
-            self._map_to_odom.update(update)
+            self._map_to_odom.update(update, newest.arrived)
         self._diagnostics.note_output(update, newest.arrived)
 
     def _complain(self, kind: str, sentence: str) -> None:

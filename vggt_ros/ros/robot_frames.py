@@ -2,11 +2,14 @@
 """
 Where the robot's frames are, as /tf and /tf_static tell it: one subscription for all who ask.
 
-The callbacks run in the executor and only remember; any thread may ask the tree.
+The callbacks run in the executor and only remember; any thread may ask the tree. What this node
+publishes itself is not in it: who else places the robot has to be seen.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -18,6 +21,9 @@ from vggt_ros.ros.messages import ns_from_time
 
 LARGEST_GAP = 0.5  # s between two poses that may be bridged
 MEMORY = 60.0  # s of poses: a window on a slow device takes that long
+_OWN = 5000  # transforms that may be on their way: minutes, or a busy node would fear its own
+
+Complain = Callable[[str, str], None]
 
 _MOVING = QoSProfile(depth=100)  # as tf2_ros has them
 _STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -29,6 +35,9 @@ class RobotFrames:
     def __init__(self) -> None:
         """Prepare; nothing is subscribed yet."""
         self.tree = TransformTree(LARGEST_GAP, beyond=0.0, memory=MEMORY)
+        # Child and stamp of transforms that this node has published and will hear, oldest first.
+        self._own: dict[tuple[str, int], None] = {}
+        self._lock = threading.Lock()
         self._node: Any = None
         self._subscriptions: list[Any] = []
 
@@ -46,6 +55,13 @@ class RobotFrames:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
+    def leave_out(self, child: str, stamp_ns: int) -> None:
+        """Pass over a transform, which is this node's, when it comes; any thread may call."""
+        with self._lock:
+            self._own[child, stamp_ns] = None
+            if len(self._own) > _OWN:
+                del self._own[next(iter(self._own))]
+
     def _take_moving(self, message: Any) -> None:
         self._take(message, static=False)
 
@@ -55,5 +71,7 @@ class RobotFrames:
     def _take(self, message: Any, static: bool) -> None:
         for each in message.transforms:
             pose = pose_from_message(each.transform.translation, each.transform.rotation)
-            stamp = ns_from_time(each.header.stamp) * 1e-9
-            self.tree.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
+            stamp_ns = ns_from_time(each.header.stamp)
+            if (each.child_frame_id, stamp_ns) in self._own:
+                continue
+            self.tree.add(each.header.frame_id, each.child_frame_id, stamp_ns * 1e-9, pose, static)

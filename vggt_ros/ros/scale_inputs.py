@@ -25,13 +25,11 @@ from vggt_ros.ros.convert import ImageError, decode_depth
 from vggt_ros.ros.messages import ns_from_time
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import make_qos
-from vggt_ros.ros.robot_frames import LARGEST_GAP, MEMORY, RobotFrames
+from vggt_ros.ros.robot_frames import LARGEST_GAP, MEMORY, Complain, RobotFrames
 from vggt_ros.settings import ScaleSettings
 
 _DEPTH_IMAGES = 60  # kept undecoded: 2 s of a camera, 70 MB of 640x480 floats
 _SAME_MOMENT_NS = 20_000_000  # between an image and the depth that belongs to it
-
-Complain = Callable[[str, str], None]
 
 
 class ScaleInputs:
