@@ -55,6 +55,7 @@ class MapToOdom:
         self._frames = frames
         self._complain: Complain = lambda _kind, _sentence: None
         self._map_id = -1
+        self._map_began_ns = 0  # the first image that only the newest map has
         self._map_from_world = np.eye(4)
         self._map_from_odom = np.eye(4)
         self._told: Array | None = None  # map_from_odom, what the timer publishes
@@ -84,6 +85,8 @@ class MapToOdom:
 
         :param arrived: when its newest image came, `time.monotonic()`.
         """
+        if update.map_started_because:
+            self._map_began_ns = update.batch.frames[update.is_new.index(True)].stamp_ns
         odom_from_camera = self._look_up(update)
         if odom_from_camera is None:
             return
@@ -95,7 +98,8 @@ class MapToOdom:
             self._map_from_world = (
                 self._map_from_odom @ odom_from_camera @ _inverse(world_from_camera)
             )
-            stamps.insert(0, update.batch.frames[update.is_new.index(True)].stamp_ns)
+            # from there on it is not the old map's any more
+            stamps.insert(0, self._map_began_ns)
         self._map_from_odom = self._map_from_world @ world_from_camera @ _inverse(odom_from_camera)
         self._told = self._map_from_odom
         self._follow_clock(newest_ns + round((time.monotonic() - arrived) * 1e9))
