@@ -57,7 +57,7 @@ bench: setup
 
 evaluate: setup
 	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model truth --noise 1,0.3,1 $(ARGS)
-	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all $(ARGS)
+	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model embedded $(ARGS)
 
 train-small: setup
 	@MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000 \

@@ -223,7 +223,7 @@ def test_scale_is_never_called_metres() -> None:
 
 
 def test_the_real_network_runs_and_says_that_it_is_untrained() -> None:
-    network = load_network(ModelSettings(device='cpu'))
+    network = load_network(ModelSettings(checkpoint='untrained', device='cpu'))
     settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
     updates = run(StreamingEngine(settings, network), (frame(i) for i in range(3)))
     assert [u.model_trained for u in updates] == [False, False]

@@ -40,7 +40,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), color=colour, label=kind)
         axes.set(title=title, xlabel='thousand windows', ylim=(0, None))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     figure.savefig(path, format='png')
 
 
