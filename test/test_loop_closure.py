@@ -113,6 +113,24 @@ def test_pictures_without_anything_on_them_close_no_loop() -> None:
     assert not any(update.closure for update in updates)
 
 
+def test_a_joint_window_that_fails_costs_no_window_of_the_map() -> None:
+    class Narrow(TruthNetwork):
+        """Has memory for what the engine asks of a window, not for depth of all frames."""
+
+        def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+            if batch.ids[0] + 8 < batch.ids[-1]:
+                raise torch.cuda.OutOfMemoryError('the fake device has no memory left')
+            return super().__call__(batch, heads)
+
+    world, pictures = seen('rotation', 250)
+    settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'loop_closure': True}
+    engine = StreamingEngine(Settings.from_flat(settings), Narrow(world, NOISE, WIDTH))
+    added = [engine.add(Frame(p, i * STEP_NS, 'camera')) for i, p in enumerate(pictures)]
+    updates = [update for update in added if update is not None]
+    assert len(updates) == 61 and {update.map_id for update in updates} == {0}
+    assert engine.counts['refused_loops'] > 0 and 'closed_loops' not in engine.counts
+
+
 def test_a_network_without_descriptors_finds_no_loops() -> None:
     class Silent(TruthNetwork):
         def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:

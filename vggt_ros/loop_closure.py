@@ -185,7 +185,7 @@ class LoopCloser:
         batch = _join(there.batch, here.batch)
         try:
             joint = reconstruct(self._network(batch, HEADS), batch)
-        except PredictionError as error:
+        except (PredictionError, torch.cuda.OutOfMemoryError) as error:
             self._refuse(there, here, str(error))
             return None
         # those by which these frames lie in the map
