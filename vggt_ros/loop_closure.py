@@ -80,7 +80,6 @@ class Closure:
     with_window: int  # the window at its other end
     # By window of this map: what takes it from where it was to where it is now, in the map.
     corrections: dict[int, Sim3]
-    residual: float  # of the joint window's two alignments, the larger
 
 
 class LoopCloser:
@@ -208,11 +207,7 @@ class LoopCloser:
         moved = self._graph.close(there.node, here.node, one @ other.inverse(), known)
         self.counts['closed_loops'] += 1
         logger.info('window %d closes a loop with window %d', here.window_id, there.window_id)
-        return Closure(
-            there.window_id,
-            dict(zip(self._windows, moved, strict=True)),
-            max(end.residual for end in ends),
-        )
+        return Closure(there.window_id, dict(zip(self._windows, moved, strict=True)))
 
     def _align(self, window: KeptWindow, joint: Reconstruction, ids: tuple[int, ...]) -> Alignment:
         place = self._graph.places[window.node]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vggt_ros.engine import HEADS
 from vggt_ros.evaluation.naive_forward import naive_forward
 from vggt_ros.frames import Frame
 from vggt_ros.inference import VGGTNetwork
@@ -26,7 +27,6 @@ from vggt_ros.model import VGGT
 from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
 from vggt_ros.settings import AlignmentSettings
 
-HEADS = ('camera', 'depth')
 _MATMUL = 2048  # side of the matrices by which the device's peak is measured
 
 
