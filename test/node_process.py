@@ -29,7 +29,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from vggt_ros.ros.messages import make_header, ns_from_time
+from vggt_ros.io.message_reading import ns_from_time
+from vggt_ros.ros.messages import make_header
 from vggt_ros.ros.publish import TOPICS
 
 # Importing torch and rclpy takes half a minute on a slow machine: one process does it, and every

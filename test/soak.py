@@ -21,7 +21,7 @@ import numpy as np
 from node_process import SIZE, STRIDE, Driver, NodeProcess, make_image, stamp_of
 from ros_domain import Use, own_domain
 
-from vggt_ros.ros.messages import ns_from_time
+from vggt_ros.io.message_reading import ns_from_time
 
 RATE = 30.0  # images per second
 STAMP_STEP = 1 / 3  # image numbers per image: stamps of 30 Hz, as `make_image` counts 10 Hz

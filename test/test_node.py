@@ -40,7 +40,8 @@ from tf2_msgs.msg import TFMessage
 from vggt_ros.evaluation.truth_network import true_intrinsics
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.geometry.rotation import matrix_from_quaternion
-from vggt_ros.ros.messages import make_header, make_poses, ns_from_time
+from vggt_ros.io.message_reading import ns_from_time
+from vggt_ros.ros.messages import make_header, make_poses
 from vggt_ros.ros.publish import TOPICS
 
 HEIGHT, WIDTH = 42, 56  # of the depth image: 64x48 pixels at the fake network's width

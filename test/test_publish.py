@@ -25,9 +25,10 @@ from vggt_ros.evaluation.sequences import STEP_NS, map_way, world_of
 from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
+from vggt_ros.io.message_reading import ns_from_time
 from vggt_ros.metric_scale import MetricScale
 from vggt_ros.ros import diagnostics
-from vggt_ros.ros.messages import make_cloud, make_header, ns_from_time, time_from_ns
+from vggt_ros.ros.messages import make_cloud, make_header, time_from_ns
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import TOPICS, MapPublishers
 from vggt_ros.scene_map import PointCloud, final_places

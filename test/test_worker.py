@@ -15,7 +15,7 @@ from fake_network import Failure, FakeNetwork, warm_up
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
-from vggt_ros.ros.convert import ImageError
+from vggt_ros.io.message_reading import ImageError
 from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.worker import InferenceWorker, ReceivedImage, choose_left_out
 from vggt_ros.settings import Settings

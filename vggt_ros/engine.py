@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,21 @@ from vggt_ros.window import SlidingWindow, Window
 
 HEADS = ('camera', 'depth')  # the point head is left out: unprojected depth is more accurate
 _SMALLEST_WINDOW = 2  # frames; one has no second to see depth with
+
+# All of an engine that changes from window to window.
+_STATE = (
+    '_sliding',
+    '_scale',
+    '_intrinsics',
+    '_uncertainty',
+    '_loops',
+    '_placed',
+    '_confidence',
+    '_map_id',
+    '_restart_because',
+    '_newest_id',
+    '_events',
+)
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +124,28 @@ class StreamingEngine:
         """
         window = self._sliding.add(moment, skipped_stamps_ns)
         return None if window is None else self._process(window)
+
+    def finish(self) -> MapUpdate | None:
+        """
+        Take what waits for a window when no more moments will come.
+
+        :raises PredictionError: as `add` does.
+        """
+        window = self._sliding.finish()
+        return None if window is None else self._process(window)
+
+    def state(self) -> dict[str, Any]:
+        """Give all that `restore` needs to go on from here; it is shared, not copied."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """
+        Go on where another engine of the same settings was.
+
+        :param state: its `state`, perhaps from a file; it belongs to this engine from now on.
+        """
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def _process(self, window: Window) -> MapUpdate:
         self._events['windows'] += 1

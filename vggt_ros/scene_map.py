@@ -90,12 +90,17 @@ class MapUpdate:
         seen = self.batch.fitted[i].seen
         return believed if seen is None else believed & seen
 
-    def points(self, i: int) -> PointCloud:
-        """Give the points of frame i, a new one, that are believed, at most `max_points`."""
+    def chosen_pixels(self, i: int) -> npt.NDArray[np.intp]:
+        """Choose pixels of frame i, a new one, that are believed: flat, at most `max_points`."""
         chosen = np.flatnonzero(self._believed(i))
         if len(chosen) > self.settings.max_points:
             spread = np.linspace(0, len(chosen) - 1, self.settings.max_points)
             chosen = chosen[spread.astype(np.intp)]
+        return chosen
+
+    def points(self, i: int) -> PointCloud:
+        """Give the points of frame i, a new one, that are believed, at most `max_points`."""
+        chosen = self.chosen_pixels(i)
         in_camera = unproject(
             torch.from_numpy(self.reconstruction.depth[i]),
             torch.from_numpy(self.reconstruction.intrinsics[i]).float(),

@@ -120,6 +120,12 @@ class SlidingWindow:
         self._last_stamp_ns = None
         self._starts_map = reason
 
+    def finish(self) -> Window | None:
+        """Hand out what waits when nothing more will come, if two moments are there."""
+        if not self._waiting or len(self._moments) < 2:
+            return None
+        return self._hand_out()
+
     def shrink(self, size: int) -> None:
         """
         Go on with smaller windows, after the device ran out of memory.
@@ -153,6 +159,9 @@ class SlidingWindow:
         wanted = self.size if fresh else self.stride
         if len(self._moments) < self.size or self._waiting < wanted:
             return None
+        return self._hand_out()
+
+    def _hand_out(self) -> Window:
         moments = self._keep_anchor(self._moments)
         ids, frames = zip(*(numbered for moment in moments for numbered in moment))
         window = Window(

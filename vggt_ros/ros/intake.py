@@ -17,15 +17,15 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from vggt_ros.frames import Calibration, Frame
-from vggt_ros.ros.convert import (
+from vggt_ros.io.message_reading import (
     ImageError,
     check_compressed,
     check_image,
     decode_compressed,
     decode_image,
+    ns_from_time,
     read_calibration,
 )
-from vggt_ros.ros.messages import ns_from_time
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import make_qos
 from vggt_ros.ros.worker import ReceivedImage

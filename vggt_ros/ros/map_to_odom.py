@@ -29,9 +29,10 @@ from tf2_msgs.msg import TFMessage
 
 from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.poses import Array
+from vggt_ros.io.scale_messages import Complain
 from vggt_ros.ros.messages import make_header, make_poses
 from vggt_ros.ros.parameters import NodeSettings
-from vggt_ros.ros.robot_frames import Complain, RobotFrames
+from vggt_ros.ros.robot_frames import RobotFrames
 from vggt_ros.ros.transforms import TF_QOS
 from vggt_ros.scene_map import MapUpdate
 

@@ -48,11 +48,6 @@ def time_from_ns(stamp_ns: int) -> Time:
     return Time(sec=seconds, nanosec=nanoseconds)
 
 
-def ns_from_time(stamp: Any) -> int:
-    """Join a builtin_interfaces/Time."""
-    return int(stamp.sec) * _SECOND_NS + int(stamp.nanosec)
-
-
 def make_header(frame_id: str, stamp_ns: int) -> Header:
     """Make a header with an acquisition stamp."""
     return Header(frame_id=frame_id, stamp=time_from_ns(stamp_ns))

@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
 from vggt_ros.inference import Network
-from vggt_ros.ros.convert import ImageError
+from vggt_ros.io.message_reading import ImageError
 from vggt_ros.ros.diagnostics import Diagnostics
 from vggt_ros.ros.intake import ImageIntake
 from vggt_ros.ros.log import RateLimitedLog

@@ -38,8 +38,8 @@ from vggt_ros.evaluation.picture import RunPicture, draw_run
 from vggt_ros.evaluation.timing import TopicTiming, timing_table
 from vggt_ros.evaluation.trajectory import PathErrors, compare_paths
 from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.io.message_reading import decode_image
 from vggt_ros.msg import WindowReport
-from vggt_ros.ros.convert import decode_image
 
 UNTRAINED = (
     'geometry is from an UNTRAINED network: the picture shows the pipeline, not a reconstruction'

@@ -9,7 +9,6 @@ publishes itself is not in it: who else places the robot has to be seen.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -17,13 +16,10 @@ from tf2_msgs.msg import TFMessage
 
 from vggt_ros.geometry.poses import pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
-from vggt_ros.ros.messages import ns_from_time
+from vggt_ros.io.message_reading import ns_from_time
+from vggt_ros.io.scale_messages import LARGEST_GAP, MEMORY
 
-LARGEST_GAP = 0.5  # s between two poses that may be bridged
-MEMORY = 60.0  # s of poses: a window on a slow device takes that long
 _OWN = 5000  # transforms that may be on their way: minutes, or a busy node would fear its own
-
-Complain = Callable[[str, str], None]
 
 _MOVING = QoSProfile(depth=100)  # as tf2_ros has them
 _STATIC = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)

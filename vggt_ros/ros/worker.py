@@ -23,8 +23,8 @@ from typing import Any
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Calibration, Frame
+from vggt_ros.io.message_reading import ImageError
 from vggt_ros.reconstruct import PredictionError
-from vggt_ros.ros.convert import ImageError
 from vggt_ros.scene_map import MapUpdate
 
 logger = logging.getLogger(__name__)

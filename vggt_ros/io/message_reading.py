@@ -2,6 +2,8 @@
 """
 ROS images become RGB arrays or depth in metres; camera_info becomes a calibration.
 
+Messages only have to look like those of ROS: those of rclpy and of a bag's reader do.
+
 Every encoding of `sensor_msgs/image_encodings` that carries colour, grey or Bayer data in 8 or 16
 bits, or YUV 4:2:2; rows of any `step`; either byte order; JPEG and PNG. Of 16-bit data the high
 byte is kept: the network sees 8 bits. Unnamed channels (8UC3, 16UC3, ...) are read as OpenCV's
@@ -10,7 +12,7 @@ order, blue first. As a picture, depth and 4:2:0 video are refused.
 cv_bridge does not decode here, although ROS provides it: built for numpy 1 it crashes a process
 that has numpy 2, it misreads rows whose step is no multiple of the pixel, and it fails on
 big-endian data under numpy 2. One decoder with one behaviour everywhere is less to go wrong;
-`test_convert.py` compares it with cv_bridge where a working one is installed.
+`test_message_reading.py` compares it with cv_bridge where a working one is installed.
 """
 
 from __future__ import annotations
@@ -76,6 +78,11 @@ ENCODINGS: dict[str, Encoding] = {
     'yuv422_yuy2': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
 }
 _SMALLEST_BAYER = 2  # pixels; a side of less has no whole 2x2 pattern
+
+
+def ns_from_time(stamp: Any) -> int:
+    """Join a builtin_interfaces/Time."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def check_image(message: Any) -> Encoding:
@@ -194,7 +201,7 @@ def decode_compressed(message: Any) -> Pixels:
             'undecodable',
             f"{len(data)} bytes of format '{message.format}' cannot be read, expected JPEG or PNG",
         )
-    return _to_rgb(decoded, cv2.COLOR_BGR2RGB)
+    return _to_rgb(decoded, cv2.COLOR_BGR2RGB)  # type: ignore[arg-type]
 
 
 def check_compressed(message: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip('sensor_msgs', reason='needs the ROS messages')
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from vggt_ros.ros.convert import (
+from vggt_ros.io.message_reading import (
     ENCODINGS,
     ImageError,
     check_image,

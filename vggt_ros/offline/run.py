@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A recording goes through the engine, window by window, and leaves files behind.
+
+Nothing grows in memory: each window is written when it is done (`record`), with pictures and
+depth of its new frames, and then the state of the engine (`snapshot`). A run that was ended in
+any way goes on from there and loses at most the window it was at. Until the end the folder is
+called `<name>.partial`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+import vggt_ros
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
+from vggt_ros.inference import Network
+from vggt_ros.io.frame_source import FrameSource
+from vggt_ros.offline.record import make_record, record_files
+from vggt_ros.offline.snapshot import load_snapshot, save_snapshot
+from vggt_ros.offline.whole_files import PARTIAL, writing
+from vggt_ros.preprocess import FittedImage
+from vggt_ros.reconstruct import PredictionError
+from vggt_ros.scene_map import MapUpdate
+from vggt_ros.settings import Settings
+
+ABOUT, STATE = 'run.json', 'state.pickle'
+JPEG_QUALITY = 92
+_STEPS = 65535  # of a depth picture; 0 stands for pixels that are not trusted
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run does beside the settings of the core."""
+
+    every: int = 1  # of how many pictures one is used
+    all_at_once: bool = False  # one window of all pictures
+    images: bool = True  # the pictures are kept beside the depth
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is."""
+
+    pictures: int  # of the source, passed so far
+    of: int | None  # in all; None: unknown
+    windows: int
+    maps: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """What a run ended with."""
+
+    complete: bool  # False: it was asked to stop
+    counts: dict[str, int]  # of the engine
+    resumed_at: int  # picture that it went on with; 0: it began
+
+
+def partial_folder(output: Path) -> Path:
+    """Name the folder of a run that has not ended."""
+    return output.with_name(output.name + PARTIAL)
+
+
+def run(
+    source: FrameSource,
+    network: Network,
+    settings: Settings,
+    options: RunOptions,
+    folder: Path,
+    report: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> RunEnd:
+    """
+    Reconstruct a recording, or go on with it.
+
+    :param folder: where a run of the same recording and settings may have begun.
+    :param report: hears where the run is, for each picture.
+    :param stop: asked between pictures.
+    :raises ValueError: if another run is in the folder, the settings ask for what the recording
+        does not have, or there are too few pictures.
+    """
+    _claim(folder, source, network, settings, options)
+    scale = source.scale_source(settings.scale)
+    engine = StreamingEngine(settings, network, scale)
+    state = folder / STATE
+    start = load_snapshot(state, engine, network, scale) + 1 if state.exists() else 0
+    windows = len(record_files(folder))
+    newest = start - 1
+    complete = True
+    for place, update in _updates(engine, source.frames(start), options.every):
+        newest = place
+        if update is not None:
+            _write(folder, update, options.images)
+            # The record comes first: of a window without a state it is written again.
+            if not options.all_at_once:
+                save_snapshot(state, engine, place, network, scale)
+            windows += 1
+        report(Progress(place + 1, source.count, windows, engine.counts.get('maps', 0)))
+        if stop():
+            complete = False
+            break
+    if complete and (update := _finish(engine)) is not None:
+        _write(folder, update, options.images)
+        windows += 1
+        report(Progress(newest + 1, source.count, windows, engine.counts.get('maps', 0)))
+    if complete and not windows:
+        raise ValueError(
+            f'{source.name}: {engine.counts.get("received", 0)} pictures made no window; expected '
+            'at least two that differ'
+        )
+    return RunEnd(complete, engine.counts, start)
+
+
+def _updates(
+    engine: StreamingEngine,
+    frames: Iterator[tuple[int, Frame]],
+    every: int,
+) -> Iterator[tuple[int, MapUpdate | None]]:
+    for place, frame in frames:
+        if place % every:
+            continue
+        try:
+            yield place, engine.add(frame)
+        except PredictionError as error:
+            logger.warning('a window is lost: %s', error)
+            yield place, None
+
+
+def _finish(engine: StreamingEngine) -> MapUpdate | None:
+    try:
+        return engine.finish()
+    except PredictionError as error:
+        logger.warning('the last window is lost: %s', error)
+        return None
+
+
+def _claim(
+    folder: Path,
+    source: FrameSource,
+    network: Network,
+    settings: Settings,
+    options: RunOptions,
+) -> None:
+    """Make the folder this run's, or see that it is."""
+    mine: dict[str, Any] = {
+        'vggt_ros': vggt_ros.__version__,
+        'source': source.name,
+        'pictures': source.count,
+        'model': network.name,
+        'model_trained': network.trained,
+        'options': asdict(options),
+        'settings': asdict(settings),
+    }
+    mine = json.loads(json.dumps(mine))
+    path = folder / ABOUT
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f'{path} does not describe a run: {error}') from error
+        different = [name for name in mine if there.get(name) != mine[name]]
+        if different:
+            raise ValueError(
+                f'{folder} was begun with another {", ".join(different)}; expected the same to go '
+                'on with it, or --restart'
+            )
+        return
+    with writing(path) as file:
+        file.write(json.dumps(mine, indent=1).encode())
+
+
+def _write(folder: Path, update: MapUpdate, images: bool) -> None:
+    """Write what a window adds."""
+    steps = np.zeros(len(update.batch.ids))
+    for i, new in enumerate(update.is_new):
+        if not new:
+            continue
+        name = f'{update.batch.ids[i]:06d}'
+        steps[i] = _write_depth(folder / 'depth' / f'{name}.png', update, i)
+        if images:
+            shown = as_pinhole(update.batch.frames[i], update.batch.fitted[i])
+            quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+            _encode(folder / 'images' / f'{name}.jpg', shown[..., ::-1], quality)
+    make_record(update, steps).save(folder)
+
+
+def _write_depth(path: Path, update: MapUpdate, i: int) -> float:
+    """Write depth as 16 bits; return how long one step is in the unit of the window."""
+    depth = update.depth(i) / np.float32(update.world_from_window.scale)
+    farthest = float(np.nanmax(depth, initial=0.0))
+    step = max(farthest, 1e-30) / _STEPS
+    stored = np.nan_to_num(depth / np.float32(step), nan=0.0).round().astype(np.uint16)
+    _encode(path, stored, [])
+    return step
+
+
+def _encode(path: Path, image: npt.NDArray[Any], options: list[int]) -> None:
+    done, data = cv2.imencode(path.suffix, image, options)
+    if not done:
+        raise ValueError(f'an image of shape {image.shape} cannot be written as {path.suffix}')
+    with writing(path) as file:
+        file.write(data.tobytes())
+
+
+def as_pinhole(frame: Frame, fitted: FittedImage) -> npt.NDArray[np.uint8]:
+    """Give the picture (H, W, 3) whose pixels `source_from_network` speaks of."""
+    if fitted.place is None:
+        return frame.image
+    rows, columns = fitted.place
+    return cv2.remap(frame.image, columns, rows, cv2.INTER_LINEAR)  # type: ignore[return-value]
