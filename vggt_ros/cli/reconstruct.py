@@ -31,6 +31,7 @@ from vggt_ros.inference import load_network
 from vggt_ros.io.frame_source import RATE, open_frames
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.offline.export import ExportOptions
+from vggt_ros.offline.jobs import run_jobs
 from vggt_ros.offline.reconstruct import Reconstructed, ReconstructOptions, reconstruct
 from vggt_ros.offline.run import Progress as RunProgress
 from vggt_ros.offline.run import RunOptions
@@ -81,12 +82,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         '--cloud-points', type=int, default=1_000_000, help='of cloud.ply, at most'
     )
+    parser.add_argument(
+        '--to-bag', type=Path, help="bag (mcap) to make, with the node's topics, of one input"
+    )
     parser.add_argument('--restart', action='store_true', help='do not go on with an earlier run')
     parser.add_argument('--overwrite', action='store_true', help='replace a finished folder')
     group = parser.add_argument_group('settings, as of the node')
     for entry in all_settings():
         _add_setting(group, entry)
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.to_bag and len(asked.input) > 1:
+        parser.error('--to-bag is for one input')
+    return asked
 
 
 def _add_setting(group: Any, entry: Any) -> None:
@@ -128,6 +135,7 @@ def make_map(
         ExportOptions(asked.voxel, asked.cloud_points),
         asked.restart,
         asked.overwrite,
+        asked.to_bag,
     )
     source = open_frames(where, asked.topic, asked.rate)
     network = load_network(settings.model)

@@ -72,7 +72,8 @@ def _on_ray(wanted: dict[str, Path], job: Job, at_once: int) -> Any:
     ray.init(num_cpus=None if on_cluster else at_once, log_to_driver=False)
     try:
         gpus = 1 if ray.cluster_resources().get('GPU') else 0
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(job)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)
+        remote = task(lambda each, folder: job(each, folder))  # Ray takes functions alone
         running = {remote.remote(each, folder): each for each, folder in wanted.items()}
         while running:
             (done,), _ = ray.wait(list(running))

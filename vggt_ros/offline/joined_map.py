@@ -30,6 +30,7 @@ class MapFrame:
     stamp_ns: int
     world_from_camera: Array  # (4, 4), rigid
     intrinsics: Array  # (3, 3), pixels of the source picture
+    depth_intrinsics: Array  # (3, 3), pixels of the depth picture
     depth_step: float  # world units in one step of the depth picture; 0: there is none
     confidence: float  # mean over its depth
 
@@ -139,6 +140,7 @@ def _frames(record: Record, world_from_window: Sim3) -> Iterator[MapFrame]:
             stamp_ns=int(record.stamps_ns[i]),
             world_from_camera=cameras[i],
             intrinsics=record.source_from_network[i] @ record.intrinsics[i],
+            depth_intrinsics=record.intrinsics[i],
             depth_step=float(record.depth_steps[i] * world_from_window.scale),
             confidence=float(record.confidence[i]),
         )

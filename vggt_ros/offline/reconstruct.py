@@ -16,6 +16,7 @@ from pathlib import Path
 from vggt_ros.inference import Network
 from vggt_ros.io.frame_source import FrameSource
 from vggt_ros.offline.export import Export, ExportOptions, export
+from vggt_ros.offline.replay import write_bag
 from vggt_ros.offline.report import write_report
 from vggt_ros.offline.run import STATE, Progress, RunOptions, partial_folder, run
 from vggt_ros.settings import Settings
@@ -31,6 +32,7 @@ class ReconstructOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
     restart: bool = False  # what an earlier run left is thrown away
     overwrite: bool = False  # a finished folder is replaced
+    bag: Path | None = None  # to write what the node would have published
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,9 @@ def reconstruct(
     """
     if output.exists() and not options.overwrite:
         raise ValueError(f'{output} is there already; expected a new folder, or --overwrite')
+    bag = options.bag
+    if bag is not None and (bag.exists() or bag.suffix != '.mcap'):
+        raise ValueError(f'{bag} is asked for as a bag; expected a new file that ends with .mcap')
     if options.run.all_at_once:
         settings = _in_one_window(settings, source, options.run)
     folder = partial_folder(output)
@@ -78,6 +83,8 @@ def reconstruct(
     write_report(folder, made, source.unreadable)
     if not end.complete:
         return Reconstructed(folder, False, made, end.resumed_at)
+    if bag is not None:
+        write_bag(folder, made.joined, bag)
     (folder / STATE).unlink(missing_ok=True)
     if output.exists():
         shutil.rmtree(output)

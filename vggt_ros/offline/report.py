@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vggt_ros.io.images import read_image
+from vggt_ros.offline.depth_pictures import read_depth
 from vggt_ros.offline.export import Export
 from vggt_ros.offline.joined_map import JoinedMap
 from vggt_ros.offline.record import STEPS
@@ -133,7 +134,7 @@ def _pairs(folder: Path, made: Export) -> list[str]:
     if not frames:
         return ['<p class="note">No pictures were kept.</p>']
     few = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, _PAIRS).astype(int))]
-    depths = [_read_depth(folder / f['depth'], f['depth_step']) for f in few]
+    depths = [read_depth(folder / f['depth'], f['depth_step']) for f in few]
     seen = np.concatenate([depth[np.isfinite(depth)] for depth in depths])
     low, high = np.percentile(seen, (2, 98)) if len(seen) else (0.0, 1.0)
     pairs = []
@@ -150,15 +151,6 @@ def _pairs(folder: Path, made: Export) -> list[str]:
             f'{np.isfinite(depth).mean():.0%} trusted</figcaption></figure>'
         )
     return pairs
-
-
-def _read_depth(path: Path, step: float) -> npt.NDArray[np.float32]:
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None:
-        raise ValueError(f'{path} cannot be read as a depth picture')
-    depth = stored.astype(np.float32) * np.float32(step)
-    depth[stored == 0] = np.nan
-    return depth
 
 
 def _colour(depth: npt.NDArray[np.float32], low: float, high: float) -> npt.NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
 from vggt_ros.inference import Network
 from vggt_ros.io.frame_source import FrameSource
+from vggt_ros.offline.depth_pictures import write_depth, write_picture
 from vggt_ros.offline.record import make_record, record_files
 from vggt_ros.offline.snapshot import load_snapshot, save_snapshot
 from vggt_ros.offline.whole_files import PARTIAL, writing
@@ -36,7 +37,6 @@ from vggt_ros.settings import Settings
 
 ABOUT, STATE = 'run.json', 'state.pickle'
 JPEG_QUALITY = 92
-_STEPS = 65535  # of a depth picture; 0 stands for pixels that are not trusted
 
 logger = logging.getLogger(__name__)
 
@@ -189,30 +189,13 @@ def _write(folder: Path, update: MapUpdate, images: bool) -> None:
         if not new:
             continue
         name = f'{update.batch.ids[i]:06d}'
-        steps[i] = _write_depth(folder / 'depth' / f'{name}.png', update, i)
+        depth = update.depth(i) / np.float32(update.world_from_window.scale)
+        steps[i] = write_depth(folder / 'depth' / f'{name}.png', depth)
         if images:
             shown = as_pinhole(update.batch.frames[i], update.batch.fitted[i])
-            quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            _encode(folder / 'images' / f'{name}.jpg', shown[..., ::-1], quality)
+            quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+            write_picture(folder / 'images' / f'{name}.jpg', shown[..., ::-1], quality)
     make_record(update, steps).save(folder)
-
-
-def _write_depth(path: Path, update: MapUpdate, i: int) -> float:
-    """Write depth as 16 bits; return how long one step is in the unit of the window."""
-    depth = update.depth(i) / np.float32(update.world_from_window.scale)
-    farthest = float(np.nanmax(depth, initial=0.0))
-    step = max(farthest, 1e-30) / _STEPS
-    stored = np.nan_to_num(depth / np.float32(step), nan=0.0).round().astype(np.uint16)
-    _encode(path, stored, [])
-    return step
-
-
-def _encode(path: Path, image: npt.NDArray[Any], options: list[int]) -> None:
-    done, data = cv2.imencode(path.suffix, image, options)
-    if not done:
-        raise ValueError(f'an image of shape {image.shape} cannot be written as {path.suffix}')
-    with writing(path) as file:
-        file.write(data.tobytes())
 
 
 def as_pinhole(frame: Frame, fitted: FittedImage) -> npt.NDArray[np.uint8]:
