@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from vggt_ros.io.map_bag import MapBag
 from vggt_ros.offline.depth_pictures import read_depth
 from vggt_ros.offline.joined_map import JoinedMap
-from vggt_ros.offline.whole_files import PARTIAL
 
 
 def write_bag(folder: Path, joined: JoinedMap, bag: Path) -> None:
@@ -22,12 +21,11 @@ def write_bag(folder: Path, joined: JoinedMap, bag: Path) -> None:
     :param folder: of the reconstruction, which has the pictures and their depth.
     :param bag: `.mcap` file to make; it has its name when all of it is written.
     """
-    beside = bag.with_name(f'{bag.stem}{PARTIAL}')  # rosbag2 makes folders, with one file here
-    shutil.rmtree(beside, ignore_errors=True)
     poses = np.stack([frame.world_from_camera for frame in joined.frames])
     stamps = [frame.stamp_ns for frame in joined.frames]
-    try:
-        with MapBag(beside, stamps, poses) as written:
+    # rosbag2 makes folders, with one file here
+    with TemporaryDirectory(prefix=f'.{bag.stem}', dir=bag.parent) as beside:
+        with MapBag(Path(beside) / bag.stem, stamps, poses) as written:
             for i, frame in enumerate(joined.frames):
                 picture = folder / 'images' / f'{frame.number:06d}.jpg'
                 path = folder / 'depth' / f'{frame.number:06d}.png'
@@ -47,6 +45,4 @@ def write_bag(folder: Path, joined: JoinedMap, bag: Path) -> None:
                     written.write_points(
                         int(i), points.xyz[own], points.rgb[own], points.confidence[own]
                     )
-        os.replace(next(beside.glob('*.mcap')), bag)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        os.replace(next(Path(beside).glob('*/*.mcap')), bag)
