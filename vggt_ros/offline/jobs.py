@@ -81,7 +81,7 @@ def _on_ray(wanted: dict[str, Path], job: Job, at_once: int) -> Any:
             try:
                 yield each, ray.get(done)
             except ray.exceptions.RayError as error:  # its process was killed, or it raised
-                yield each, f'{type(error).__name__}: {str(error).splitlines()[0]}'
+                yield each, f'{type(error).__name__}: {str(error).strip().splitlines()[-1]}'
     finally:
         ray.shutdown()
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy.typing as npt
+import torch
+
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.inference import Network
 from vggt_ros.metric_scale import ScaleSource
@@ -33,6 +36,7 @@ _SAFE = {
     ('numpy.core.multiarray', 'scalar'),
     ('numpy.core.numeric', '_frombuffer'),
 }
+_SAFE.add((__name__, '_make_tensor'))
 _MODULES = ('gtsam',)
 
 
@@ -72,6 +76,10 @@ def load_snapshot(
         ) from error
 
 
+def _make_tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(values)
+
+
 class _Pickler(pickle.Pickler):
     def __init__(self, file: Any, network: Network, scale: ScaleSource | None) -> None:
         super().__init__(file, protocol=5)
@@ -81,6 +89,11 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, ModuleType):
             return f'module {value.__name__}'
         return self._outside.get(id(value))
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, torch.Tensor):  # as an array, whose pickles are plain
+            return _make_tensor, (value.numpy(),)
+        return NotImplemented
 
 
 class _Unpickler(pickle.Unpickler):
