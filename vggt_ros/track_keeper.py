@@ -213,7 +213,7 @@ def _shown(image: FittedImage, frame: Frame) -> Mask:
 def _is_shown(image: FittedImage, frame: Frame, points: Array) -> Mask:
     """Say which points (K, 2) of the network's image lie in it and show something."""
     height, width = image.pixels.shape[:2]
-    inside: Mask = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(-1)
+    inside = np.all((points >= -0.5) & (points <= (width - 0.5, height - 0.5)), axis=-1)
     nearest = np.where(inside[:, None], points, 0).round().astype(np.intp)
     columns, rows = nearest[:, 0].clip(0, width - 1), nearest[:, 1].clip(0, height - 1)
     shown: Mask = np.logical_and(inside, _shown(image, frame)[rows, columns])
