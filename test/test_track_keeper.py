@@ -319,6 +319,27 @@ def test_points_begin_in_the_first_camera_and_are_looked_for_in_all() -> None:
         np.testing.assert_allclose(tracks.pixels[::2], tracks.pixels[1::2], atol=SAME)
 
 
+def test_each_camera_has_pixels_of_its_own_images() -> None:
+    """The flat images of the second camera have bars of 7 rows above and below."""
+
+    def flat(i: int) -> Frame:
+        other = frame(i, camera=1)
+        return replace(other, image=other.image[:100])
+
+    streaming = engine()
+    updates = [streaming.add([frame(i), flat(i)]) for i in range(SIZE)]
+    assert updates[-1] is not None
+    tracks = tracks_of(updates[-1])
+    small = np.stack([to_network(pixels) for pixels in tracks.pixels[::2]])
+    expected = (small + np.array([0.5, 0.5 - 7])) * (WIDTH / SMALL_WIDTH, 100 / 28) - 0.5
+    np.testing.assert_allclose(tracks.pixels[1::2], expected, atol=SAME)
+    rows = small[..., 1].round()
+    in_bars = (rows < 7) | (rows >= 35)
+    first, second = tracks.visibility[::2] > 0.5, tracks.visibility[1::2] > 0.5
+    assert (first & in_bars).any()
+    np.testing.assert_array_equal(second, first & ~in_bars)
+
+
 @pytest.fixture(scope='module')
 def small() -> VGGT:
     with torch.random.fork_rng(devices=[]):

@@ -286,7 +286,8 @@ class TrackSettings:
     track_points: int = setting(
         0,
         'Points that are followed through the windows at a time, for ~/tracks; 0: none. They are '
-        'followed only while somebody subscribes.',
+        'followed only while somebody subscribes. It needs a network whose track head was '
+        'trained, which those of untrained and embedded are not.',
         low=0,
         high=2048,
     )

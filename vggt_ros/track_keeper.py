@@ -188,9 +188,7 @@ def _find_corners(
     if count < 1:
         return np.zeros((0, 2), np.float32)
     grey = cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY)
-    corners = cv2.goodFeaturesToTrack(
-        grey, count, _WEAKEST_CORNER, spacing, mask=free, blockSize=_CORNER_RADIUS
-    )
+    corners = cv2.goodFeaturesToTrack(grey, count, _WEAKEST_CORNER, spacing, mask=free)
     found: npt.NDArray[np.float32] = np.zeros((0, 2), np.float32)
     if corners is not None:
         found = np.asarray(corners, np.float32).reshape(-1, 2)
