@@ -11,6 +11,7 @@ first window that contains that image fails in that way.
 
 from __future__ import annotations
 
+import logging
 import time
 from enum import IntEnum
 from typing import Any
@@ -24,6 +25,8 @@ from vggt_ros.frames import Frame
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.settings import Settings
+
+logger = logging.getLogger('vggt_ros.fake')  # the node shows what the package logs
 
 ROOM = np.array([4.0, 3.0, 5.0])  # half the room's extent in x, y, z, metres
 
@@ -62,6 +65,8 @@ class FakeNetwork(TruthNetwork):
 
     def __call__(self, batch: Any, heads: tuple[str, ...]) -> Prediction:
         """Say what the cameras of this batch really see, or fail."""
+        if 'tracks' in heads:
+            logger.info('the fake network follows points')
         time.sleep(self._seconds)
         failure = self._find_failure(batch)
         if failure is Failure.OUT_OF_MEMORY:

@@ -212,14 +212,14 @@ class Driver:
         for messages in self.got.values():
             messages.clear()
 
-    def send(self, numbers, **how):
-        """Publish images of our picture, no faster than the node takes them."""
+    def send(self, numbers, make=make_image, **how):
+        """Publish images, of our picture by default, no faster than the node takes them."""
         numbers = list(numbers)
         for first in range(0, len(numbers), STRIDE):  # as many may wait in the node
             chunk = numbers[first : first + STRIDE]
             received = int(self.health()[1].get('received', 0)) + len(chunk)
             for number in chunk:
-                self.images.publish(make_image(number, **how))
+                self.images.publish(make(number, **how))
             self.wait_health(received=received, waiting=0)
 
     def wait_windows(self, count, seconds=60.0):

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_ros.evaluation.weight_recipe import fill
-from vggt_ros.model import VGGT, Prediction, VGGTConfig, store_linear_weights
+from vggt_ros.model import HEADS, VGGT, Prediction, VGGTConfig, store_linear_weights
 from vggt_ros.model.attention import (
     CrossAttention,
     Rope,
@@ -129,6 +129,69 @@ def test_frame_zero_of_every_track_is_the_query(model):
         p = model(images_of(), queries_of())
     assert all(torch.equal(tracks[:, 0], queries_of()) for tracks in p.track_iterations)
     assert not torch.allclose(p.tracks[:, 1], queries_of(), atol=1e-3)
+
+
+def follow(model, maps, queries, frames=None):
+    with torch.no_grad():
+        tracks, visibility, confidence = model.track_head.tracker(maps, queries, frames)
+    return [*tracks, visibility, confidence]
+
+
+def feature_maps(frames=4):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(1, frames, TINY.track.features, 14, 21, generator=generator)
+
+
+def test_queries_are_in_frame_zero_unless_told(model):
+    zeros = torch.zeros(1, 4, dtype=torch.int64)
+    with torch.no_grad():
+        told = model(images_of(), queries_of(), query_frames=zeros)
+        assert_same(told, model(images_of(), queries_of()), atol=0)
+
+
+@pytest.mark.parametrize('frame', [1, 3])
+def test_following_from_another_frame_is_following_with_that_frame_first(model, frame):
+    order = [frame, *(i for i in range(4) if i != frame)]
+    frames = torch.full((1, 4), frame)
+    asked = follow(model, feature_maps(), queries_of(), frames)
+    first = follow(model, feature_maps()[:, order], queries_of())
+    for found, expected in zip(asked, first, strict=True):
+        torch.testing.assert_close(found[:, order], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_each_track_is_its_query_in_the_frame_of_the_query(model):
+    frames = torch.tensor([[0, 2, 1, 2]])
+    with torch.no_grad():
+        p = model(images_of(), queries_of(), query_frames=frames)
+    for tracks in p.track_iterations:
+        found = tracks[0, frames[0], torch.arange(4)]
+        assert torch.equal(found, queries_of()[0])
+    assert not torch.allclose(p.tracks[:, 0, 1:], queries_of()[:, 1:], atol=1e-3)
+
+
+def test_tracks_of_all_frames_and_depth_of_some(model):
+    images = images_of(frames=4)
+    with torch.no_grad():
+        whole = model(images, queries_of())
+        rounds = model.aggregate(model.encode(images), (2, 3), model.rounds_for(HEADS))
+        part = model.decode(rounds, (28, 42), queries_of(), dense=[1, 3])
+    assert torch.equal(part.tracks, whole.tracks)
+    assert torch.equal(part.depth, whole.depth[:, [1, 3]])
+    assert torch.equal(part.points, whole.points[:, [1, 3]])
+
+
+@pytest.mark.parametrize(
+    ('frames', 'expected'),
+    [
+        (torch.zeros(1, 3, dtype=torch.int64), r'\(1, 3\) torch.int64; expected \(1, 4\) int64'),
+        (torch.zeros(1, 4), r'torch.float32; expected'),
+        (torch.tensor([[0, 1, 2, 3]]), 'has 0 to 3; expected 0 to 2'),
+        (torch.tensor([[0, -1, 2, 1]]), 'has -1 to 2; expected 0 to 2'),
+    ],
+)
+def test_frames_that_queries_cannot_be_in_are_refused(model, frames, expected):
+    with pytest.raises(ValueError, match=expected):
+        model(images_of(), queries_of(), query_frames=frames)
 
 
 def test_decoding_frames_a_few_at_a_time_is_invisible(model):

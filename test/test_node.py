@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS')
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
-from fake_network import Failure, meet_walls, true_cameras, true_depth
+from fake_network import ROOM, Failure, meet_walls, true_cameras, true_depth
 from geometry_msgs.msg import Transform, TransformStamped
 from nav_msgs.msg import Odometry
 from node_process import (
@@ -37,7 +37,7 @@ from soak import run_soak
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from vggt_ros.evaluation.truth_network import true_intrinsics
+from vggt_ros.evaluation.truth_network import World, true_intrinsics
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.io.message_reading import ns_from_time
@@ -427,6 +427,61 @@ def test_reset_starts_a_new_map_at_the_next_image(driver):
     assert report.map_id == 1
     assert 'reset' in report.map_started_because
     assert ns_from_time(report.stamps[0]) == stamp_of(SIZE + 2)
+
+
+def make_noise(number):
+    """Make an image of the size of the others that has corners everywhere."""
+    message = make_image(number)
+    pixels = np.random.default_rng(number).integers(0, 200, len(message.data), np.uint8)
+    message.data = array.array('B', pixels.tobytes())
+    return message
+
+
+def test_tracks_keep_their_numbers_and_cost_nothing_unheard(idle, node):
+    idle.set(track_points=12)
+    topic = TOPICS['~/tracks']
+    heard = [each for each in idle.node.subscriptions if each.msg_type is topic]
+    for subscription in heard:
+        idle.node.destroy_subscription(subscription)
+    try:
+        assert idle.change('configure', 'activate')
+        idle.settle()
+        idle.send(range(SIZE), make_noise)
+        idle.wait_windows(1)
+        assert 'follows points' not in node.said()
+        idle._listen(topic, '/vggt/tracks', 'tracks', QoSProfile(depth=100))
+        idle.spin_until(lambda: idle.node.count_publishers('/vggt/tracks'), what='the publisher')
+        idle.spin_for(0.5)
+        idle.send(range(SIZE, SIZE + 2 * STRIDE), make_noise)
+        idle.wait_windows(3)
+        idle.spin_until(lambda: len(idle.got['tracks']) == 2, what='tracks')
+    finally:
+        idle.change('deactivate', 'cleanup')
+        idle.set(track_points=0)
+    assert 'follows points' in node.said()
+    first, second = idle.got['tracks']
+    seen_from = {}
+    for message in (first, second):
+        window = message.window_id * STRIDE
+        assert [ns_from_time(t) for t in message.stamps] == [
+            stamp_of(number) for number in range(window, window + SIZE)
+        ]
+        assert message.header.frame_id == 'camera' and message.header.stamp == message.stamps[-1]
+        pixels = np.reshape(message.pixels, (SIZE, 12, 2))
+        visible = np.reshape(message.visibility, (SIZE, 12)) > 0.5
+        for k, number in enumerate(message.ids):
+            for i in np.flatnonzero(visible[:, k]):
+                seen_from.setdefault(number, []).append((message.stamps[i], pixels[i, k]))
+    assert set(first.ids) & set(second.ids)
+    for places in seen_from.values():
+        walls = [wall_at(ns_from_time(stamp), pixel) for stamp, pixel in places]
+        assert_close(walls, np.tile(walls[0], (len(walls), 1)))
+
+
+def wall_at(stamp_ns, pixel):
+    """Where a pixel of our 64x48 image shows the room's wall; the network's are 56x42."""
+    small = (pixel[None].astype(float) + 0.5) * WIDTH / 64 - 0.5
+    return World(ROOM, true_cameras).meet_walls_at(stamp_ns, small, HEIGHT, WIDTH)[1][0]
 
 
 def test_diagnostics_say_that_lengths_are_not_metres(driver):

@@ -32,7 +32,7 @@ FLOW = (
     {'embedded'},
     {'inference'},
     {'reconstruct'},
-    {'intrinsics', 'metric_scale', 'alignment', 'pose_graph'},
+    {'intrinsics', 'metric_scale', 'alignment', 'pose_graph', 'track_keeper'},
     {'uncertainty', 'loop_closure'},
     {'scene_map'},
     {'engine'},

@@ -100,6 +100,31 @@ def test_nothing_is_computed_for_topics_without_subscribers(node, updates):
     wait(node, lambda: len(got) == SIZE)
 
 
+def test_the_engine_follows_points_only_while_somebody_listens(node):
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    settings = {'window_size': SIZE, 'window_stride': 1, 'min_parallax': 0.0, 'track_points': 5}
+    engine = StreamingEngine(Settings.from_flat(settings), FakeNetwork(image_width=28))
+    publishers = MapPublishers(node, NodeSettings())
+    engine.wants_tracks = publishers.wants_tracks
+    updates = [engine.add(Frame(picture, i * 10**8, 'camera')) for i in range(SIZE + 1)]
+    assert [update.tracks for update in updates[SIZE - 1 :]] == [None, None]
+    got = listen(node, '~/tracks', TOPICS['~/tracks'])
+    wait(node, publishers.wants_tracks)
+    update = engine.add(Frame(picture, (SIZE + 1) * 10**8, 'camera'))
+    publishers.publish(update, time.monotonic())
+    wait(node, lambda: got)
+    tracks, (message,) = update.tracks, got
+    assert list(message.ids) == tracks.ids.tolist() and len(message.ids) == 5
+    assert len(message.pixels) == 2 * SIZE * 5
+    for i, k in ((0, 0), (1, 3), (2, 4)):
+        e = i * 5 + k
+        assert message.pixels[2 * e : 2 * e + 2].tolist() == tracks.pixels[i, k].tolist()
+        assert message.visibility[e] == tracks.visibility[i, k]
+        assert message.confidence[e] == tracks.confidence[i, k]
+    assert list(message.frame_ids) == list(update.batch.ids)
+    assert (message.window_id, message.map_id, message.trained) == (2, 0, True)
+
+
 @pytest.mark.parametrize('reliability', ['reliable', 'best_effort'])
 def test_topics_have_the_reliability_that_is_set(node, reliability):
     MapPublishers(node, NodeSettings(publish_reliability=reliability))

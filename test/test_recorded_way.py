@@ -57,6 +57,7 @@ class Knowing:
     """A network that knows the recording, in a unit of its own that grows with each window."""
 
     name, trained, device, precision, image_width = 'knowing', True, 'cpu', 'float32', WIDTH
+    tracks_trained = False
 
     def __init__(self, recording, growth=0.0):
         self.recording, self.growth = recording, growth

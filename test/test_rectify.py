@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggt_ros.frames import Calibration, Frame
-from vggt_ros.rectify import PinholeImage, Rectifier
+from vggt_ros.rectify import PinholeImage, Rectifier, distort
 
 WIDTH, HEIGHT = 320, 240
 K = np.array([[160.0, 0, 168.0], [0, 158.0, 115.0], [0, 0, 1]])
@@ -92,6 +92,20 @@ def test_rays_of_the_rectified_image_are_those_of_the_lens(model: str, degrees: 
             continue
         x, y = centre_near(found.pixels, u, v)
         assert math.hypot(x - u, y - v) < 0.5, (ray, (u, v), (x, y))
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_pixels_of_the_rectified_image_are_found_in_the_camera_s(model: str) -> None:
+    found = rectified(model, 70, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    assert found.intrinsics is not None and found.place is not None
+    pixels = np.array([[0.0, 0.0], [160.0, 120.0], [40.25, 200.5], [319.0, 7.0], [-8.0, 90.0]])
+    back = distort(pixels, found.intrinsics, calibration(model))
+    rays = np.concatenate([pixels, np.ones((5, 1))], -1) @ np.linalg.inv(found.intrinsics).T
+    matrix, d = MODELS[model]
+    np.testing.assert_allclose(back, project(model, matrix, np.array(d), rays), atol=1e-9)
+    places = [found.place[::-1, int(y), int(x)] for x, y in pixels[[0, 1, 3]]]
+    np.testing.assert_allclose(back[[0, 1, 3]], places, atol=1e-3)
+    assert distort(np.zeros((0, 2)), found.intrinsics, calibration(model)).shape == (0, 2)
 
 
 @pytest.mark.parametrize('model', ['plumb_bob', 'rational_polynomial'])

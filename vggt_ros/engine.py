@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -33,6 +33,7 @@ from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
 from vggt_ros.rectify import Rectifier, take_as_rectified
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
+from vggt_ros.track_keeper import TrackKeeper
 from vggt_ros.uncertainty import PoseUncertainty
 from vggt_ros.window import SlidingWindow, Window
 
@@ -46,6 +47,7 @@ _STATE = (
     '_intrinsics',
     '_uncertainty',
     '_loops',
+    '_tracks',
     '_placed',
     '_confidence',
     '_map_id',
@@ -84,6 +86,9 @@ class StreamingEngine:
         self._uncertainty = PoseUncertainty()
         closes_loops = settings.alignment.loop_closure
         self._loops = LoopCloser(settings.alignment, network) if closes_loops else None
+        self._tracks = self._make_tracks()
+        # Asked at each window, in the thread that calls `add`: tracks cost time.
+        self.wants_tracks: Callable[[], bool] = lambda: True
         self._fitted: dict[int, FittedImage] = {}
         self._placed: PlacedFrames | None = None
         self._confidence: dict[int, float | None] = {}  # mean, by frame of the last window
@@ -91,6 +96,19 @@ class StreamingEngine:
         self._restart_because = ''  # a new map that a rejected window should have started
         self._newest_id = -1  # the newest frame that was part of an update
         self._events: Counter[str] = Counter()
+
+    def _make_tracks(self) -> TrackKeeper | None:
+        points, trained = self._settings.tracks.track_points, self._network.tracks_trained
+        if not points:
+            return None
+        if not trained:
+            logger.warning(
+                'track_points is %d, but the track head of the network %s is UNTRAINED: its '
+                'tracks mean nothing',
+                points,
+                self._network.name,
+            )
+        return TrackKeeper(points, self._settings.cloud.min_confidence, trained)
 
     @property
     def window_size(self) -> int:
@@ -156,7 +174,7 @@ class StreamingEngine:
             window, self._width, self._settings.model.fit, self._as_pinhole, self._fitted
         )
         stopwatch.lap('preprocess')
-        batch, prediction = self._predict(replace(batch, dense=self._choose_dense(batch.ids)))
+        batch, prediction = self._predict(batch)
         stopwatch.lap('inference')
         try:
             reconstruction = reconstruct(prediction, batch)
@@ -174,16 +192,16 @@ class StreamingEngine:
             self._settings.alignment.max_alignment_residual,
         )
         stopwatch.lap('align')
-        descriptors = None if prediction.descriptors is None else prediction.descriptors[0]
-        return self._place(
-            window, batch, reconstruction, alignment, descriptors, stopwatch.seconds
-        )
+        return self._place(window, batch, prediction, reconstruction, alignment, stopwatch.seconds)
 
     def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
         """Run the network; where the device's memory does not suffice, on half the frames."""
         while True:
+            batch = self._ask(batch)
             try:
-                return batch, self._network(batch, HEADS)
+                return batch, self._network(
+                    batch, HEADS if batch.queries is None else (*HEADS, 'tracks')
+                )
             except torch.cuda.OutOfMemoryError:
                 self._events['out_of_memory'] += 1
                 half = len(batch.ids) // 2
@@ -198,7 +216,13 @@ class StreamingEngine:
             )
             self._sliding.shrink(half)
             batch = batch.select(self._choose_half(batch.ids, half))
-            batch = replace(batch, dense=self._choose_dense(batch.ids))
+
+    def _ask(self, batch: Batch) -> Batch:
+        """Say of which frames the depth is wanted, and which points are to be followed."""
+        queries = None
+        if self._tracks is not None and self.wants_tracks():
+            queries = self._tracks.ask(batch)
+        return replace(batch, dense=self._choose_dense(batch.ids), queries=queries)
 
     def _choose_dense(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Choose frames for depth: those that lie in no map yet, and some that do, spread out."""
@@ -221,9 +245,9 @@ class StreamingEngine:
         self,
         window: Window,
         batch: Batch,
+        prediction: Prediction,
         reconstruction: Reconstruction,
         alignment: Alignment,
-        descriptors: torch.Tensor | None,
         seconds: dict[str, float],
     ) -> MapUpdate:
         """Continue the map with this window, or declare a new one."""
@@ -255,6 +279,7 @@ class StreamingEngine:
         )
         closure = None
         if self._loops is not None:
+            descriptors = None if prediction.descriptors is None else prediction.descriptors[0]
             closure = self._loops.add(
                 batch, placed, reconstruction.intrinsics, descriptors, alignment
             )
@@ -269,6 +294,10 @@ class StreamingEngine:
         metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
         centres = alignment.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
         covariance = self._uncertainty.covariance(centres, confidence, metric.spread)
+        tracks = None
+        if self._tracks is not None:
+            starts = bool(started_because)
+            tracks = self._tracks.take(batch, prediction, reconstruction.confidence, starts)
         return MapUpdate(
             map_id=self._map_id,
             map_started_because=started_because,
@@ -284,6 +313,7 @@ class StreamingEngine:
             map_covariance=covariance,
             model=self._network.name,
             model_trained=self._network.trained,
+            tracks=tracks,
             seconds=seconds,
             settings=self._settings.cloud,
         )

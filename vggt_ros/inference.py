@@ -19,7 +19,7 @@ from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_w
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
-from vggt_ros.preprocess import Batch, Pixels
+from vggt_ros.preprocess import Batch, Pixels, Queries
 from vggt_ros.settings import ModelSettings
 
 UNTRAINED, EMBEDDED = 'untrained', 'embedded'  # checkpoints that are no files
@@ -37,13 +37,15 @@ class Network(Protocol):
     device: str  # as torch writes it
     precision: str  # of the aggregator
     image_width: int  # pixels; the width that it was trained for
+    tracks_trained: bool  # False: the head that follows points has random weights
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
         """
         Run the network on one window.
 
-        :param heads: of 'camera', 'depth', 'points', 'tracks'.
-        :returns: tensors on the CPU, B = 1.
+        :param heads: of 'camera', 'depth', 'points', 'tracks'; the last follows `batch.queries`.
+        :returns: tensors on the CPU, B = 1. Without tracks where it cannot follow points in
+            images of this size.
         """
         ...
 
@@ -60,7 +62,9 @@ class VGGTNetwork:
         self.device = str(parameter.device)
         self.precision = precision
         self.image_width = image_width or model.config.img_size
+        self.tracks_trained = trained and model.track_head.trained
         self._model = model.eval()
+        self._refusal = ''  # the last reason why points were not followed, said once
 
         # Encoded frames by number, with the pixels that they were encoded from, oldest first.
         self._tokens: dict[int, tuple[Pixels, torch.Tensor]] = {}
@@ -71,19 +75,33 @@ class VGGTNetwork:
         Run on one window; the result is on the CPU.
 
         Frames that were in one of the last windows are not encoded again, and dense heads decode
-        only the frames whose depth is wanted.
+        only the frames whose depth is wanted. Tracks need the rounds of all frames.
         """
-        height, width = batch.images.shape[-2:]
+        size = batch.images.shape[-2], batch.images.shape[-1]
+        queries = self._check_queries(batch.queries, size) if 'tracks' in heads else None
         tokens = self._encode(batch)
         rounds = self._model.aggregate(
             tokens,
-            self._model.grid((height, width)),
+            self._model.grid(size),
             self._model.rounds_for(heads),
-            batch.dense,
+            batch.dense if queries is None else None,
         )
-        prediction = self._model.decode(rounds, (height, width), heads=heads)
+        if queries is None:
+            prediction = self._model.decode(rounds, size, heads=heads)
+        else:
+            points = torch.from_numpy(queries.points).to(self.device)[None]
+            frames = torch.from_numpy(queries.frames).to(self.device)[None]
+            prediction = self._model.decode(rounds, size, points, heads, frames, batch.dense)
         described: Prediction = replace(prediction, descriptors=describe(tokens))
         return described.cpu()
+
+    def _check_queries(self, queries: Queries | None, size: tuple[int, int]) -> Queries | None:
+        """Leave out what cannot be followed in images of this size, and say so once."""
+        refusal = self._model.refuse_tracks(size)
+        if refusal and queries is not None and refusal != self._refusal:
+            logger.warning('no point is followed: %s; set another resolution', refusal)
+            self._refusal = refusal
+        return None if refusal else queries
 
     def _encode(self, batch: Batch) -> torch.Tensor:
         """Give the patch tokens (1, S, P, C) of a window; encode what is not known yet."""

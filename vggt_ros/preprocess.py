@@ -39,12 +39,33 @@ class FittedImage:
     seen: Mask | None = None  # (H, W): the lens saw it; None: all of it
     place: npt.NDArray[np.float32] | None = None  # see `PinholeImage`
 
+    def to_source(self, points: Affine) -> Affine:
+        """Turn pixels (..., 2) of `pixels`, as (x, y), into pixels of the source."""
+        back = self.source_from_network
+        found: Affine = points @ back[:2, :2].T + back[:2, 2]
+        return found
+
+    def from_source(self, points: Affine) -> Affine:
+        """Turn pixels (..., 2) of the source, as (x, y), into pixels of `pixels`."""
+        there = np.linalg.inv(self.source_from_network)
+        found: Affine = points @ there[:2, :2].T + there[:2, 2]
+        return found
+
     def intrinsics(self) -> Affine | None:
         """Give the calibrated camera matrix (3, 3) of `pixels`, if there is one."""
         if self.calibrated is None:
             return None
         found: Affine = np.linalg.inv(self.source_from_network) @ self.calibrated
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Points to follow through a window."""
+
+    points: npt.NDArray[np.float32]  # (K, 2) as (x, y), pixels of the network's images
+    frames: npt.NDArray[np.int64]  # (K,) places of the frames that the points are in
+    ids: npt.NDArray[np.int64]  # (K,) numbers of the tracks, see `TrackKeeper`
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +78,7 @@ class Batch:
     ids: tuple[int, ...]  # S frame numbers
     window_id: int
     dense: tuple[int, ...] | None = None  # places of the frames whose depth is wanted; None: all
+    queries: Queries | None = None  # points to follow; None: no tracks are wanted
 
     @property
     def dense_places(self) -> tuple[int, ...]:
@@ -64,7 +86,7 @@ class Batch:
         return tuple(range(len(self.ids))) if self.dense is None else self.dense
 
     def select(self, chosen: Sequence[int]) -> Batch:
-        """Keep the frames at these places, in this order; the depth of all of them is wanted."""
+        """Keep the frames at these places, in this order; depth of all is wanted, no tracks."""
         return Batch(
             images=self.images[list(chosen)],
             fitted=tuple(self.fitted[i] for i in chosen),

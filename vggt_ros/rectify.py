@@ -92,6 +92,29 @@ def take_as_rectified(frame: Frame) -> PinholeImage:
     return PinholeImage(frame.image, projection if projection[0, 0] > 0 else calibration.K)
 
 
+def distort(pixels: Array, intrinsics: Array, calibration: Calibration) -> Array:
+    """
+    Find where the lens puts what a rectified image shows, by the camera model itself.
+
+    :param pixels: (N, 2) as (x, y), of the rectified image; may lie outside of it.
+    :param intrinsics: (3, 3) of the rectified image, see `PinholeImage`.
+    :param calibration: of the camera.
+    :returns: (N, 2), pixels of the image before rectification. Farther from the axis than the
+        model was made for they mean nothing: a polynomial turns back.
+    """
+    if not len(pixels):
+        return pixels
+    rays = np.ones((len(pixels), 1, 3))
+    rays[:, 0, :2] = (pixels - intrinsics[:2, 2]) / np.diag(intrinsics)[:2]
+    still = np.zeros(3)
+    if calibration.distortion_model == 'equidistant':
+        bent, _ = cv2.fisheye.projectPoints(rays, still, still, calibration.K, calibration.D)
+    else:
+        bent, _ = cv2.projectPoints(rays, still, still, calibration.K, calibration.D)
+    found: Array = np.asarray(bent[:, 0], np.float64)
+    return found
+
+
 def is_distorted(calibration: Calibration) -> bool:
     """Say whether the camera differs from a pinhole camera: an equidistant one always does."""
     return calibration.distortion_model == 'equidistant' or bool(np.any(calibration.D))

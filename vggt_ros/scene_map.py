@@ -24,6 +24,7 @@ from vggt_ros.metric_scale import MetricScale
 from vggt_ros.preprocess import Batch
 from vggt_ros.reconstruct import Reconstruction
 from vggt_ros.settings import CloudSettings
+from vggt_ros.track_keeper import PointTracks
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class MapUpdate:
     map_covariance: Array | None  # (S, 6, 6) of the cameras, see `PoseUncertainty`; None: unknown
     model: str  # name of the network
     model_trained: bool  # False: random weights, the geometry means nothing
+    tracks: PointTracks | None  # None: nobody wanted them, or there was nothing to follow
     seconds: dict[str, float]  # time of each step: preprocess, inference, reconstruct, align
     settings: CloudSettings
 

@@ -280,6 +280,23 @@ class CloudSettings:
 
 
 @dataclass(frozen=True)
+class TrackSettings:
+    """Which points of the image are followed."""
+
+    track_points: int = setting(
+        0,
+        'Points that are followed through the windows at a time, for ~/tracks; 0: none. They are '
+        'followed only while somebody subscribes. It needs a network whose track head was '
+        'trained, which those of untrained and embedded are not.',
+        low=0,
+        high=2048,
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self)
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of the core."""
 
@@ -289,6 +306,7 @@ class Settings:
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     cloud: CloudSettings = field(default_factory=CloudSettings)
+    tracks: TrackSettings = field(default_factory=TrackSettings)
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Settings:
@@ -316,6 +334,7 @@ _GROUPS: dict[str, Any] = {
     'alignment': AlignmentSettings,
     'scale': ScaleSettings,
     'cloud': CloudSettings,
+    'tracks': TrackSettings,
 }
 
 

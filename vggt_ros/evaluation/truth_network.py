@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggt_ros.geometry.camera import encode_pose, invert_rigid
+from vggt_ros.geometry.camera import encode_pose, invert_rigid, project
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.model.prediction import Prediction
@@ -43,9 +43,19 @@ class World:
 
         :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
         """
-        camera = self.cameras([stamp_ns])[0]
         rows, columns = np.indices((height, width), float)
-        pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
+        return self.meet_walls_at(stamp_ns, np.stack((columns, rows), -1), height, width)
+
+    def meet_walls_at(
+        self, stamp_ns: int, places: Array, height: int, width: int
+    ) -> tuple[Array, Array]:
+        """
+        Follow the rays of some places (..., 2), as (x, y), of an image of this size to a wall.
+
+        :returns: depth (...) and points (..., 3), as `meet_walls`.
+        """
+        camera = self.cameras([stamp_ns])[0]
+        pixels = np.concatenate((places, np.ones_like(places[..., :1])), -1)
         rays = pixels @ np.linalg.inv(true_intrinsics(height, width)).T @ camera[:3, :3].T
         with np.errstate(divide='ignore', invalid='ignore'):
             to_walls = (np.sign(rays) * self.half_room - camera[:3, 3]) / rays
@@ -73,7 +83,7 @@ class TruthNetwork:
     """The truth in a random frame and scale; see `vggt_ros.inference.Network`."""
 
     name = 'truth'
-    trained = True
+    trained = tracks_trained = True
     device = 'cpu'
     precision = 'float64'
 
@@ -94,8 +104,8 @@ class TruthNetwork:
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
         """Say what the cameras of this batch really see."""
-        if not set(heads) <= {'camera', 'depth'}:
-            raise ValueError(f'the truth is asked for {heads}, it has camera and depth')
+        if not set(heads) <= {'camera', 'depth', 'tracks'}:
+            raise ValueError(f'the truth is asked for {heads}, it has camera, depth and tracks')
         height, width = batch.images.shape[-2:]
         stamps = [frame.stamp_ns for frame in batch.frames]
         generator = np.random.default_rng([self._seed, batch.window_id])
@@ -113,11 +123,36 @@ class TruthNetwork:
         camera_from_window = invert_rigid(torch.from_numpy(window_from_camera))
         encodings = encode_pose(camera_from_window, intrinsics, height, width)
         return Prediction(
+            **self._follow(batch) if 'tracks' in heads else {},
             pose_encodings=[encodings.unsqueeze(0)],
             depth=torch.from_numpy(depth).float().unsqueeze(0),
             depth_confidence=confidence,
             descriptors=torch.from_numpy(_describe(self._world.cameras(stamps))).unsqueeze(0),
         )
+
+    def _follow(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Say where the points of the walls that were asked for are in each frame."""
+        queries = batch.queries
+        if queries is None:
+            return {}
+        height, width = batch.images.shape[-2:]
+        stamps = [frame.stamp_ns for frame in batch.frames]
+        points = np.zeros((len(queries.ids), 3))
+        for i, stamp in enumerate(stamps):
+            mine = queries.frames == i
+            points[mine] = self._world.meet_walls_at(
+                stamp, queries.points[mine].astype(float), height, width
+            )[1]
+        camera_from_room = invert_rigid(torch.from_numpy(self._world.cameras(stamps)))
+        matrices = torch.from_numpy(true_intrinsics(height, width)).expand(len(stamps), 3, 3)
+        tracks, in_camera = project(torch.from_numpy(points), camera_from_room, matrices)
+        limit = tracks.new_tensor([width - 0.5, height - 0.5])
+        seen = ((tracks >= -0.5) & (tracks <= limit)).all(-1) & (in_camera[..., 2] > 0)
+        return {
+            'tracks': tracks.float()[None],
+            'visibility': seen.float()[None],
+            'track_confidence': torch.ones(1, *seen.shape),
+        }
 
     def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
         """Turn and move each camera by chance."""

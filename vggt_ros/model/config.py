@@ -79,6 +79,11 @@ class TrackConfig:
     num_virtual_tracks: int = 64
     max_scale: float = 518
 
+    @property
+    def smallest_image(self) -> int:
+        """Pixels a side that the coarsest correlation level needs."""
+        return self.stride << (self.corr_levels - 1)
+
 
 @dataclass(frozen=True)
 class VGGTConfig:

@@ -25,7 +25,8 @@ class Prediction:
     depth_confidence: Tensor | None = None  # (B, S, H, W) no unit, >= 1
     points: Tensor | None = None  # (B, S, H, W, 3) window frame and unit
     points_confidence: Tensor | None = None  # (B, S, H, W) no unit, >= 1
-    tracks: Tensor | None = None  # (B, S, K, 2) as (x, y), pixels of each network image
+    # (B, S, K, 2) as (x, y), pixels of each network image; of all S frames, whatever depth is of
+    tracks: Tensor | None = None
     visibility: Tensor | None = None  # (B, S, K) probability, in [0, 1]
     track_confidence: Tensor | None = None  # (B, S, K) probability, in [0, 1]
     # Per iteration (B, S, K, 2), pixels; the last is `tracks`.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Track head: follow points of frame 0 through the window.
+"""Track head: follow points of any frame through the window.
 
 Points start at their query in every frame; each iteration compares the point's feature with the
 feature maps around its present place and lets `UpdateTransformer` move it. No order in time is
-used, so the frames after the first may come in any order.
+used, so frames may come in any order. The published network was trained with queries in frame 0,
+whose tokens the aggregator marks; another query frame is the same arithmetic on other features.
 
 Source: CoTracker2 (arXiv 2307.07635), VGGSfM (arXiv 2312.04563), VGGT section 3.3.
 """
@@ -55,19 +56,29 @@ class TrackHead(nn.Module):
         self.feature_extractor = TrackFeatures(config)
         self.tracker = Tracker(config.track)
 
+    @property
+    def trained(self) -> bool:
+        """Whether it ever was: the biases of its transformer are zero until then."""
+        return bool(self.tracker.updateformer.flow_head.bias.any())
+
     def forward(
-        self, levels: Sequence[Tensor], image_size: Size, query_points: Tensor
+        self,
+        levels: Sequence[Tensor],
+        image_size: Size,
+        query_points: Tensor,
+        query_frames: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """
         Follow the queries.
 
         :param levels: four (B, S, P, 2C) of all frames.
-        :param query_points: (B, K, 2) as (x, y) in pixels of frame 0.
+        :param query_points: (B, K, 2) as (x, y) in pixels of their frames.
+        :param query_frames: (B, K) int64, the frame of each query, 0 to S - 1; None: all 0.
         :returns: tracks (B, S, K, 2) in pixels after each iteration, the last is the best;
             visibility and confidence (B, S, K) in [0, 1].
         """
         tracks, visibility, confidence = self.tracker(
-            self.feature_extractor(levels, image_size), query_points
+            self.feature_extractor(levels, image_size), query_points, query_frames
         )
         return tracks, visibility, confidence
 
@@ -93,41 +104,48 @@ class Tracker(nn.Module):
         self.conf_predictor = nn.Sequential(nn.Linear(dim, 1))
 
     def forward(
-        self, feature_maps: Tensor, query_points: Tensor
+        self, feature_maps: Tensor, query_points: Tensor, query_frames: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """
         Follow the queries in given features.
 
         :param feature_maps: (B, S, D, h, w).
-        :param query_points: (B, K, 2) in image pixels of frame 0.
+        :param query_points: (B, K, 2) in image pixels of their frames.
+        :param query_frames: (B, K), see `TrackHead.forward`.
         :returns: as `TrackHead.forward`.
         """
         maps = self.fmap_norm(feature_maps.movedim(2, -1)).movedim(-1, 2)
         frames = maps.shape[1]
         query = query_points / self.config.stride
+        is_query = mark_queries(query, query_frames, frames)
         coords = query[:, None].expand(-1, frames, -1, -1)
-        feature = sample(maps[:, 0], query, padding_mode='border')  # (B, K, D)
+        feature = sample_queries(maps, query, is_query)
         features = feature[:, None].expand(-1, frames, -1, -1)
         pyramid = correlation_pyramid(maps, self.config.corr_levels)
-        marks = self.marks(query, size_of(maps), frames)
+        marks = self.marks(query, size_of(maps), is_query)
         tracks = []
         for _ in range(self.config.iters):
             coords = coords.detach()
-            step = self.update(pyramid, coords, features, marks)
+            step = self.update(pyramid, coords, query, features, marks)
             features = features + self.ffeat_updater(self.normalise_update(step[..., 2:]))
             moved = coords + step[..., :2]
-            coords = torch.cat((query[:, None], moved[:, 1:]), dim=1)
+            coords = torch.where(is_query[..., None], query[:, None], moved)
             tracks.append(coords * self.config.stride)
         visibility = self.vis_predictor(features)[..., 0].sigmoid()
         confidence = self.conf_predictor(features)[..., 0].sigmoid()
         return tracks, visibility, confidence
 
     def update(
-        self, pyramid: Sequence[Tensor], coords: Tensor, features: Tensor, marks: Tensor
+        self,
+        pyramid: Sequence[Tensor],
+        coords: Tensor,
+        query: Tensor,
+        features: Tensor,
+        marks: Tensor,
     ) -> Tensor:
         """One step: how to change coordinates and features, (B, S, K, 2 + D)."""
         correlation = correlate(pyramid, coords, features, self.config.corr_radius)
-        flow = coords - coords[:, :1]
+        flow = coords - query[:, None]
         relative = flow / self.config.max_scale
         tokens = torch.cat(
             (
@@ -142,7 +160,7 @@ class Tracker(nn.Module):
         # The transformer has points before frames.
         return cast(Tensor, self.updateformer((tokens + marks).transpose(1, 2)).transpose(1, 2))
 
-    def marks(self, query: Tensor, size: Size, frames: int) -> Tensor:
+    def marks(self, query: Tensor, size: Size, is_query: Tensor) -> Tensor:
         """
         Make what each token carries through all iterations.
 
@@ -156,13 +174,28 @@ class Tracker(nn.Module):
             ),
             dim=-1,
         )
-        first, others = self.query_ref_token.unbind(dim=1)
-        reference = torch.cat((first[:, None], others[:, None].expand(-1, frames - 1, -1)), dim=1)
-        return code[:, None] + reference[:, :, None]
+        own, other = self.query_ref_token.unbind(dim=1)
+        return code[:, None] + torch.where(is_query[..., None], own, other)
 
     def normalise_update(self, delta: Tensor) -> Tensor:
         """The group norm over each single vector of (B, S, K, D)."""
         return cast(Tensor, self.ffeat_norm(delta.flatten(0, -2)).unflatten(0, delta.shape[:-1]))
+
+
+def mark_queries(query: Tensor, query_frames: Tensor | None, frames: int) -> Tensor:
+    """Say which frame is that of each of (B, K, 2) queries: (B, S, K) bool."""
+    if query_frames is None:
+        query_frames = torch.zeros(query.shape[:2], dtype=torch.int64, device=query.device)
+    return torch.arange(frames, device=query.device)[:, None] == query_frames[:, None]
+
+
+def sample_queries(maps: Tensor, query: Tensor, is_query: Tensor) -> Tensor:
+    """Features (B, K, D) of the queries in (B, S, D, h, w), each in its own frame."""
+    everywhere = query[:, None].expand(-1, maps.shape[1], -1, -1)
+    sampled = sample(maps.flatten(0, 1), everywhere.flatten(0, 1), padding_mode='border')
+    sampled = sampled.unflatten(0, maps.shape[:2])
+    # One term of the sum is not zero: it is a choice without an index on the device.
+    return torch.where(is_query[..., None], sampled, 0.0).sum(1)
 
 
 def correlation_pyramid(maps: Tensor, levels: int) -> list[Tensor]:

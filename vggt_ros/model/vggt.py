@@ -49,21 +49,23 @@ class VGGT(nn.Module):
         images: Tensor,
         query_points: Tensor | None = None,
         heads: Collection[str] = HEADS,
+        query_frames: Tensor | None = None,
     ) -> Prediction:
         """
         Run the heads on a batch of windows.
 
         :param images: (B, S, 3, H, W), RGB in [0, 1]; H and W multiples of the patch size.
-        :param query_points: (B, K, 2) as (x, y) in pixels of frame 0; without them no tracks.
+        :param query_points: (B, K, 2) as (x, y) in pixels of their frames; without them no tracks.
         :param heads: which of 'camera', 'depth', 'points', 'tracks' to run.
+        :param query_frames: (B, K) int64, the frame of each query; None: all in frame 0.
         :raises ValueError: on input of another shape or type, naming it.
         """
-        self.check_input(images, query_points, heads)
+        self.check_input(images, query_points, heads, query_frames)
         image_size = images.shape[-2], images.shape[-1]
         grid = self.grid(image_size)
         tokens = self.encode(images)
         rounds = self.aggregate(tokens, grid, self.rounds_for(heads))
-        prediction = self.decode(rounds, image_size, query_points, heads)
+        prediction = self.decode(rounds, image_size, query_points, heads, query_frames)
         return replace(prediction, descriptors=describe(tokens))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -91,8 +93,16 @@ class VGGT(nn.Module):
         image_size: Size,
         query_points: Tensor | None = None,
         heads: Collection[str] = HEADS,
+        query_frames: Tensor | None = None,
+        dense: Sequence[int] | None = None,
     ) -> Prediction:
-        """Run the heads on what `aggregate` kept; dense heads on the frames kept there."""
+        """
+        Run the heads on what `aggregate` kept.
+
+        :param query_points: and `query_frames`: as for `forward`, of the frames kept there.
+        :param dense: places, among the frames kept, of those that depth and points are wanted
+            of; None: all.
+        """
         fields: dict[str, Any] = {}
         camera_tokens = rounds[CAMERA]
         special = self.aggregator.special_tokens
@@ -104,14 +114,15 @@ class VGGT(nn.Module):
                 for index in self.config.dpt.intermediate_layer_idx
                 if index in rounds
             ]
+            chosen = levels if dense is None else [level[:, list(dense)] for level in levels]
             if 'depth' in heads:
-                depth, fields['depth_confidence'] = self.depth_head(levels, image_size)
+                depth, fields['depth_confidence'] = self.depth_head(chosen, image_size)
                 fields['depth'] = depth[..., 0]
             if 'points' in heads:
-                fields['points'], fields['points_confidence'] = self.point_head(levels, image_size)
+                fields['points'], fields['points_confidence'] = self.point_head(chosen, image_size)
             if 'tracks' in heads and query_points is not None:
                 tracks, fields['visibility'], fields['track_confidence'] = self.track_head(
-                    levels, image_size, query_points
+                    levels, image_size, query_points, query_frames
                 )
                 fields['track_iterations'], fields['tracks'] = tracks, tracks[-1]
         return Prediction(**fields)
@@ -130,7 +141,11 @@ class VGGT(nn.Module):
         )
 
     def check_input(
-        self, images: Tensor, query_points: Tensor | None, heads: Collection[str]
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        heads: Collection[str],
+        query_frames: Tensor | None = None,
     ) -> None:
         """
         Refuse what `forward` cannot run.
@@ -150,21 +165,42 @@ class VGGT(nn.Module):
         if any(side % patch for side in size):
             raise ValueError(f'images are {size[0]} × {size[1]}; expected multiples of {patch}')
         if query_points is not None and 'tracks' in heads:
-            self._check_tracks(images, query_points)
+            self._check_tracks(images, query_points, query_frames)
 
-    def _check_tracks(self, images: Tensor, query_points: Tensor) -> None:
+    def _check_tracks(
+        self, images: Tensor, query_points: Tensor, query_frames: Tensor | None
+    ) -> None:
         batch, shape = images.shape[0], tuple(query_points.shape)
         if len(shape) != 3 or shape[0] != batch or shape[1] == 0 or shape[2] != 2:
             raise ValueError(f'query_points is {shape}; expected (B, K, 2) with B = {batch}')
         if not query_points.is_floating_point():
             raise ValueError(f'query_points is {query_points.dtype}; expected a float type')
-        track = self.config.track
-        smallest = track.stride * 2 ** (track.corr_levels - 1)
-        if min(images.shape[-2:]) < smallest:
+        if query_frames is not None and (
+            tuple(query_frames.shape) != shape[:2] or query_frames.dtype != torch.int64
+        ):
             raise ValueError(
-                f'images are {images.shape[-2]} × {images.shape[-1]}; tracking with '
-                f'{track.corr_levels} correlation levels needs at least {smallest} pixels a side'
+                f'query_frames is {tuple(query_frames.shape)} {query_frames.dtype}; expected '
+                f'{shape[:2]} int64'
             )
+        if query_frames is not None:
+            low, high = int(query_frames.min()), int(query_frames.max())
+            if low < 0 or high >= images.shape[1]:
+                raise ValueError(
+                    f'query_frames has {low} to {high}; expected 0 to {images.shape[1] - 1}'
+                )
+        refusal = self.refuse_tracks((images.shape[-2], images.shape[-1]))
+        if refusal:
+            raise ValueError(refusal)
+
+    def refuse_tracks(self, image_size: Size) -> str:
+        """Say why points cannot be followed in images of this size, '' if they can."""
+        track = self.config.track
+        if min(image_size) >= track.smallest_image:
+            return ''
+        return (
+            f'images are {image_size[0]} × {image_size[1]}; tracking with {track.corr_levels} '
+            f'correlation levels needs at least {track.smallest_image} pixels a side'
+        )
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:

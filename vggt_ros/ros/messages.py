@@ -21,8 +21,9 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from vggt_ros.geometry.rotation import quaternion_from_matrix
-from vggt_ros.msg import WindowReport
+from vggt_ros.msg import Tracks, WindowReport
 from vggt_ros.scene_map import MapUpdate, PointCloud
+from vggt_ros.track_keeper import PointTracks
 
 _SECOND_NS = 1_000_000_000
 _UNKNOWN = -1.0  # in covariance[0]: nothing is known of the accuracy, as sensor_msgs/Imu has it
@@ -183,6 +184,30 @@ def make_window_report(
         alignment_seconds=update.seconds['align'],
         total_seconds=total_seconds,
     )
+
+
+def make_tracks(update: MapUpdate, tracks: PointTracks) -> Tracks:
+    """Say where the points that are followed are in each frame; see msg/Tracks.msg."""
+    frames = update.batch.frames
+    return Tracks(
+        header=make_header(frames[-1].camera_frame, frames[-1].stamp_ns),
+        window_id=update.window_id,
+        map_id=update.map_id,
+        stamps=[time_from_ns(frame.stamp_ns) for frame in frames],
+        frame_ids=list(update.batch.ids),
+        camera_frames=[frame.camera_frame for frame in frames],
+        ids=array.array('Q', tracks.ids.astype(np.uint64).tobytes()),
+        pixels=_floats_of(tracks.pixels),
+        visibility=_floats_of(tracks.visibility),
+        confidence=_floats_of(tracks.confidence),
+        trained=tracks.trained,
+    )
+
+
+def _floats_of(values: npt.NDArray[np.float32]) -> array.array[float]:
+    data = array.array('f')
+    data.frombytes(memoryview(np.ascontiguousarray(values)).cast('B'))
+    return data
 
 
 def _bytes_of(values: npt.NDArray[Any]) -> array.array[int]:

@@ -56,6 +56,7 @@ class Pipeline:
         """
         self._node = node
         self._engine = engine
+        engine.wants_tracks = publishers.wants_tracks
         self._publishers = publishers
         self._counts = counts
         self._log = RateLimitedLog(node.get_logger())

@@ -3,10 +3,10 @@
 Everything that the node says about the map, except /tf and /diagnostics.
 
 One message per new frame with the frame's own stamp: `~/depth/*` in the image's frame, `~/points`
-and `~/odometry` in the world frame. One message per window: `~/poses`, `~/path`, `~/window`. Of
-several cameras each has its own `~/camera_<number>/depth/*`; odometry and path are those of the
-first. Nothing is built for a topic without subscribers: publishing costs the same whether or not
-somebody listens.
+and `~/odometry` in the world frame. One message per window: `~/poses`, `~/path`, `~/window`,
+`~/tracks`. Of several cameras each has its own `~/camera_<number>/depth/*`; odometry and path are
+those of the first. Nothing is built for a topic without subscribers: publishing costs the same
+whether or not somebody listens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.msg import WindowReport
+from vggt_ros.msg import Tracks, WindowReport
 from vggt_ros.ros.messages import (
     make_camera_info,
     make_cloud,
@@ -32,6 +32,7 @@ from vggt_ros.ros.messages import (
     make_header,
     make_odometry,
     make_poses,
+    make_tracks,
     make_window_report,
 )
 from vggt_ros.ros.parameters import NodeSettings
@@ -46,6 +47,7 @@ TOPICS: dict[str, Any] = {
     '~/depth/camera_info': CameraInfo,
     '~/points': PointCloud2,
     '~/window': WindowReport,
+    '~/tracks': Tracks,
 }
 
 
@@ -104,6 +106,10 @@ class MapPublishers:
         self._publish_window(update, poses, arrived)
         return poses
 
+    def wants_tracks(self) -> bool:
+        """Say whether somebody listens to the tracks, which the engine has to compute first."""
+        return self._heard('~/tracks') is not None
+
     def destroy(self) -> None:
         """Take the publishers off the graph."""
         for publisher in self._publishers.values():
@@ -157,6 +163,8 @@ class MapPublishers:
         if publisher := self._heard('~/window'):
             seconds = time.monotonic() - arrived
             publisher.publish(make_window_report(update, world_frame, poses, seconds))
+        if update.tracks is not None and (publisher := self._heard('~/tracks')):
+            publisher.publish(make_tracks(update, update.tracks))
 
     def _correct_path(self, corrections: Mapping[int, Sim3]) -> None:
         """Move the poses that are there as their windows, by number, were moved in the map."""
