@@ -230,8 +230,8 @@ def _deviation(view: View, pixels: Array, observed: Mask) -> float:
     middle = float(np.median(lengths))
     if not np.isfinite(middle):
         raise NoSolutionError(
-            'the tracks contradict each other: most points came to lie behind the cameras that '
-            'see them'
+            'most points came to lie behind the cameras that see them: the tracks contradict each '
+            'other, or have too little parallax for their errors'
         )
     return max(middle / _MEDIAN, _SHARPEST)
 
@@ -272,16 +272,16 @@ def _find_fault(result: Refinement, fitted: int, demands: Demands) -> str:
             f'the tracks contradict each other: {share:.0%} of the observations agree, '
             f'{demands.min_agreeing:.0%} are needed'
         )
-    if result.foretold_after > demands.max_error:
-        return (
-            f'the tracks contradict each other: what is foretold is off by '
-            f'{result.foretold_after:.2f} px, up to {demands.max_error:.2f} are accepted'
-        )
     needed = _SIGNAL * result.rms_after
     if result.parallax < needed:
         return (
             f'too little parallax: but for a rotation the points move by {result.parallax:.2f} '
             f'px, {needed:.2f} are needed where errors are {result.rms_after:.2f} px'
+        )
+    if result.foretold_after > demands.max_error:
+        return (
+            f'the tracks contradict each other: what is foretold is off by '
+            f'{result.foretold_after:.2f} px, up to {demands.max_error:.2f} are accepted'
         )
     if not result.foretold_after < _BETTER * result.foretold_before:
         return (
