@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion, rotation_angle
 from vggt_ros.offline.bundle_adjustment import refine
 from vggt_ros.offline.colmap_problem import View
+from vggt_ros.offline.point_tracks import join_tracks
 from vggt_ros.offline.refinement import Demands, Refinement, Tracks
 from vggt_ros.offline.triangulation import triangulate
 from vggt_ros.offline.weakness import measure_parallax
@@ -262,6 +264,22 @@ def test_a_frame_whose_tracks_are_all_wrong_is_refused() -> None:
     world, tracks = World(), World().see()
     tracks.pixels[3] = world.random.uniform(0, [WIDTH, HEIGHT], tracks.pixels[3].shape)
     assert refused(world, tracks)
+
+
+def test_windows_of_a_map_are_refined_together() -> None:
+    world = World(frames=9)
+    cameras, tracks = world.disturb(), world.see()
+    windows = [range(0, 5), range(3, 9)]
+    parts = [
+        (
+            Tracks(*(each[list(frames), i::2] for each in astuple(tracks))),
+            frames,
+        )
+        for i, frames in enumerate(windows)
+    ]
+    result = world.refine(cameras, join_tracks(parts, 9))
+    assert result.accepted and result.rms_after < 1.2
+    assert world.rotation_error(result.world_from_camera) < 0.2
 
 
 def test_rays_meet_in_the_point_that_they_came_from() -> None:

@@ -7,10 +7,10 @@ the cameras open, and where the result does not foretell observations that it wa
 better than the cameras that were there before. The first camera stays where it is, to the bit, and
 the unit is kept: the median distance of points from it does not change.
 
-Focal lengths are moved only if that foretells clearly better. A camera that moves without
+Focal lengths are moved only if that fits clearly better and foretells no worse. A camera that moves without
 turning says nothing of them, and would find any.
 
-On two CPU cores, SECONDS_HERE
+On one CPU core 8 frames with 500 tracks take about 1 s, 50 frames with 2000 tracks about 12 s.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _CAUCHY = 2.4  # deviations: 95 % as good as least squares where errors are norm
 _MEDIAN = 1.1774  # of the length of an error, in deviations of each of its two components
 _HELD_OUT = 0.5  # of the tracks with three observations or more lose one, to judge by
 _JUDGES = 30  # held out observations that are enough to judge by
-_BETTER = 0.98  # of the error that is foretold, to believe in another camera
+_FITS_FOCAL = 0.99  # of the rms may be left, to believe in another focal length
+_NO_WORSE = 1.01  # times the foretold errors; what chance does to them
+_BETTER = 0.98  # of the foretold errors may be left, to believe in another camera
 _SETTLED = 0.001  # share of the observations that may still change sides
 _SIGNAL = 3.0  # parallax over noise: what 1 px of noise leaves by itself is 1.7
 
@@ -97,12 +99,14 @@ def _attempt(
     # cameras to where they see nothing.
     placed = problem.solve(given, _placed(given, pixels, fitted), loss, cameras=False, focal=False)
     found, kept = _settle(problem, placed, fitted, focal=False)
-    result = _judge(problem, given, found, kept, judges)
+    limit = _OUTLIER * _deviation(found, pixels, fitted)
+    result = _judge(problem, given, found, kept, judges, limit)
     if not (demands.refine_focal and result.judges):
         return result
     found, kept = _settle(problem, found, fitted, focal=True)
-    freed = _judge(problem, given, found, kept, judges)
-    if freed.foretold_after < _BETTER * result.foretold_after:
+    freed = _judge(problem, given, found, kept, judges, limit)
+    fits = freed.rms_after < _FITS_FOCAL * result.rms_after
+    if fits and 1 - freed.gain <= _NO_WORSE * (1 - result.gain):
         return replace(freed, focal_refined=True)
     return result
 
@@ -237,7 +241,7 @@ def _deviation(view: View, pixels: Array, observed: Mask) -> float:
 
 
 def _judge(
-    problem: ColmapProblem, given: View, found: View, kept: Mask, judges: Mask
+    problem: ColmapProblem, given: View, found: View, kept: Mask, judges: Mask, limit: float
 ) -> Refinement:
     """Compare with the cameras as they were and the points that fit those best."""
     pixels = problem.pixels
@@ -250,7 +254,7 @@ def _judge(
     count = int(jury.sum())
     if count < _JUDGES:
         count, jury = 0, kept & known
-    limit = 2 * _OUTLIER * _deviation(before, pixels, kept)
+    bounded = [float(np.minimum(each[jury], limit).mean()) for each in (was, now)]
     return Refinement(
         found.world_from_camera,
         found.intrinsics,
@@ -258,8 +262,9 @@ def _judge(
         kept,
         rms_before=float(np.sqrt(np.mean(was[kept & known] ** 2) / 2)),
         rms_after=float(np.sqrt(np.mean(now[kept & known] ** 2) / 2)),
-        foretold_before=float(np.minimum(was[jury], limit).mean()),
-        foretold_after=float(np.minimum(now[jury], limit).mean()),
+        foretold_before=float(np.median(was[jury])),
+        foretold_after=float(np.median(now[jury])),
+        gain=1 - bounded[1] / bounded[0],
         judges=count,
     )
 
@@ -283,7 +288,7 @@ def _find_fault(result: Refinement, fitted: int, demands: Demands) -> str:
             f'the tracks contradict each other: what is foretold is off by '
             f'{result.foretold_after:.2f} px, up to {demands.max_error:.2f} are accepted'
         )
-    if not result.foretold_after < _BETTER * result.foretold_before:
+    if not 1 - result.gain < _BETTER:
         return (
             f'it foretells no better: off by {result.foretold_after:.2f} px, before '
             f'{result.foretold_before:.2f} px'

@@ -35,9 +35,9 @@ class Demands:
     min_per_frame: int = 10
     min_confidence: float = 0.5  # of an observation
     min_parallax: float = 2.0  # pixels; also three times the error that is left
-    max_error: float = 3.0  # pixels, mean length of the error that is foretold
+    max_error: float = 3.0  # pixels, median length of the error that is foretold
     min_agreeing: float = 0.5  # share of the observations that are no outliers
-    refine_focal: bool = True  # if that foretells better
+    refine_focal: bool = True  # if the tracks tell it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,11 @@ class Refinement:
     # the cameras as they were and the points that fit them best. NaN if not known.
     rms_before: float = float('nan')
     rms_after: float = float('nan')
-    # Mean length of the error, pixels, of `judges` observations that moved nothing; what is far
-    # off counts as the limit of outliers.
+    # Median length of the error, pixels, of `judges` observations that moved nothing.
     foretold_before: float = float('nan')
     foretold_after: float = float('nan')
+    # Share of these errors that is gone, where each counts up to the limit of outliers.
+    gain: float = float('nan')
     judges: int = 0  # 0: there were too few, the kept ones judged
     parallax: float = float('nan')  # pixels, see `measure_parallax`
     focal_refined: bool = False
