@@ -18,7 +18,7 @@ import pycolmap
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion, rotation_angle
 from vggt_ros.offline.bundle_adjustment import refine
-from vggt_ros.offline.colmap_problem import View
+from vggt_ros.offline.colmap_problem import ColmapProblem, View
 from vggt_ros.offline.point_tracks import join_tracks
 from vggt_ros.offline.refinement import Demands, Refinement, Tracks
 from vggt_ros.offline.triangulation import triangulate
@@ -264,6 +264,25 @@ def test_a_frame_whose_tracks_are_all_wrong_is_refused() -> None:
     world, tracks = World(), World().see()
     tracks.pixels[3] = world.random.uniform(0, [WIDTH, HEIGHT], tracks.pixels[3].shape)
     assert refused(world, tracks)
+
+
+def test_the_first_camera_stays_while_the_others_move() -> None:
+    world = World()
+    start = View(world.disturb(), world.truth.intrinsics, world.truth.points)
+    tracks = world.see()
+    problem = ColmapProblem(tracks.pixels, np.zeros(8, np.int64))
+    used = tracks.observed & (tracks.observed.sum(0) >= 2)
+    found = problem.solve(start, used, loss=20, cameras=True, focal=False)
+    moved = np.abs(found.world_from_camera - start.world_from_camera).max((1, 2))
+    assert moved[0] < 1e-12 and (moved[1:] > 0.01).all()
+
+
+def test_cameras_that_are_said_to_be_in_one_place_are_pulled_apart() -> None:
+    world = World()
+    cameras = np.tile(world.truth.world_from_camera[:1], (8, 1, 1))
+    result = world.refine(cameras, world.see(), points=world.truth.points)
+    assert result.accepted and result.rms_after < 1.2
+    assert world.rotation_error(result.world_from_camera) < 0.2
 
 
 def test_windows_of_a_map_are_refined_together() -> None:

@@ -7,8 +7,8 @@ the cameras open, and where the result does not foretell observations that it wa
 better than the cameras that were there before. The first camera stays where it is, to the bit, and
 the unit is kept: the median distance of points from it does not change.
 
-Focal lengths are moved only if that fits clearly better and foretells no worse. A camera that moves without
-turning says nothing of them, and would find any.
+Focal lengths are moved only if that fits clearly better and foretells no worse. A camera that
+moves without turning says nothing of them, and would find any.
 
 On one CPU core 8 frames with 500 tracks take about 1 s, 50 frames with 2000 tracks about 12 s.
 """
@@ -276,6 +276,11 @@ def _find_fault(result: Refinement, fitted: int, demands: Demands) -> str:
         return (
             f'the tracks contradict each other: {share:.0%} of the observations agree, '
             f'{demands.min_agreeing:.0%} are needed'
+        )
+    if result.rms_after > demands.max_error:
+        return (
+            f'the tracks contradict each other: errors of {result.rms_after:.2f} px are left, up '
+            f'to {demands.max_error:.2f} are accepted'
         )
     needed = _SIGNAL * result.rms_after
     if result.parallax < needed:

@@ -77,7 +77,7 @@ class ColmapProblem:
         """
         Move points, and cameras if that is wanted, to where the errors are smallest.
 
-        :param start: its first camera stays where it is; one coordinate of another keeps the scale.
+        :param start: its first camera stays, and one coordinate of another, for the scale.
         :param used: (S, K), the observations to fit; each point has two or more, or none.
         :param loss: pixels up to which an error counts with its square (Cauchy's loss).
         :param cameras: move them; else only points.
@@ -97,9 +97,7 @@ class ColmapProblem:
         options.ceres.loss_function_scale = loss
         options.ceres.solver_options.max_num_iterations = _ITERATIONS
         options.ceres.solver_options.function_tolerance = _TOLERANCE
-        options.ceres.solver_options.initial_trust_region_radius = config = (
-            pycolmap.BundleAdjustmentConfig()
-        )
+        config = pycolmap.BundleAdjustmentConfig()
         for image in model.images:
             config.add_image(image)
         config.set_constant_rig_from_world_pose(1)
@@ -107,9 +105,8 @@ class ColmapProblem:
             # Left free, a long step can take the scale through zero, where all is behind the
             # cameras and nothing has an error.
             config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-        adjuster = pycolmap.create_default_bundle_adjuster(options, config, model)
         with _quiet(pycolmap.logging):
-            summary = adjuster.solve()
+            summary = pycolmap.create_default_bundle_adjuster(options, config, model).solve()
         if not summary.is_solution_usable():
             raise NoSolutionError(f'Ceres found no solution: {summary.brief_report()}')
         return self._read(model, start)
@@ -164,7 +161,7 @@ class ColmapProblem:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Keep Ceres from writing each step that it could not take to the terminal."""
+    """Keep warnings, as of each step that Ceres could not take, from the terminal."""
     before, logging.minloglevel = logging.minloglevel, int(logging.ERROR)
     try:
         yield

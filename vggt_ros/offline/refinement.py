@@ -35,7 +35,7 @@ class Demands:
     min_per_frame: int = 10
     min_confidence: float = 0.5  # of an observation
     min_parallax: float = 2.0  # pixels; also three times the error that is left
-    max_error: float = 3.0  # pixels, median length of the error that is foretold
+    max_error: float = 3.0  # pixels: rms, and median length of what is foretold
     min_agreeing: float = 0.5  # share of the observations that are no outliers
     refine_focal: bool = True  # if the tracks tell it
 
