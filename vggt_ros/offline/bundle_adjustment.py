@@ -29,6 +29,7 @@ from vggt_ros.offline.weakness import count_weakness, line_weakness, measure_par
 _ROUNDS = 6  # at most, of leaving outliers out
 _OUTLIER = 4.0  # deviations
 _SHARPEST = 0.25  # pixels; no track is known better
+_EXACT = 1e-3  # pixels; errors below are none
 _CAUCHY = 2.4  # deviations: 95 % as good as least squares where errors are normal
 _MEDIAN = 1.1774  # of the length of an error, in deviations of each of its two components
 _HELD_OUT = 0.5  # of the tracks with three observations or more lose one, to judge by
@@ -264,7 +265,7 @@ def _judge(
         rms_after=float(np.sqrt(np.mean(now[kept & known] ** 2) / 2)),
         foretold_before=float(np.median(was[jury])),
         foretold_after=float(np.median(now[jury])),
-        gain=1 - bounded[1] / bounded[0],
+        gain=1 - bounded[1] / max(bounded[0], _EXACT),
         judges=count,
     )
 

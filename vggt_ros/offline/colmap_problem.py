@@ -113,8 +113,6 @@ class ColmapProblem:
 
     def _describe(self, start: View, used: Mask) -> Any:
         """Write the problem in COLMAP's terms; it counts from 1."""
-        if not used.any():
-            raise NoSolutionError('the tracks contradict each other: no two observations agree')
         pycolmap = self._pycolmap
         model = pycolmap.Reconstruction()
         for index in np.unique(self._camera_index):
