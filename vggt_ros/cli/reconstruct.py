@@ -83,6 +83,9 @@ def parse() -> argparse.Namespace:
         '--cloud-points', type=int, default=1_000_000, help='of cloud.ply, at most'
     )
     parser.add_argument(
+        '--refine', action='store_true', help='bundle adjustment by the tracks of the network'
+    )
+    parser.add_argument(
         '--to-bag', type=Path, help="bag (mcap) to make, with the node's topics, of one input"
     )
     parser.add_argument('--restart', action='store_true', help='do not go on with an earlier run')
@@ -131,8 +134,8 @@ def make_map(
     if asked.every < 1 or not asked.rate > 0:
         raise ValueError(f'--every is {asked.every}, --rate {asked.rate:g}; expected more than 0')
     options = ReconstructOptions(
-        RunOptions(asked.every, asked.all_at_once, not asked.no_images),
-        ExportOptions(asked.voxel, asked.cloud_points),
+        RunOptions(asked.every, asked.all_at_once, not asked.no_images, asked.refine),
+        ExportOptions(asked.voxel, asked.cloud_points, asked.refine),
         asked.restart,
         asked.overwrite,
         asked.to_bag,
@@ -166,6 +169,8 @@ def make_one(asked: argparse.Namespace, where: str, output: Path) -> int:
     assert done.made is not None
     about = done.made.description
     print(f'{done.folder}: {about["title"]}, {about["points"]} points, unit: {about["unit"]}')
+    if 'refinement' in about:
+        print(about['refinement'])
     if about['unreadable']:
         print(f'{len(about["unreadable"])} pictures could not be read; see report.html')
     if about['warning']:

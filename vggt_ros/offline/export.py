@@ -14,6 +14,7 @@ The largest map is in the folder itself, others in `other_maps/<number>/`, witho
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ from vggt_ros.io.cloud_file import write_cloud
 from vggt_ros.io.colmap_model import ColmapModel, write_colmap
 from vggt_ros.io.trajectory_file import write_trajectory
 from vggt_ros.offline.joined_map import JoinedMap, join_map, map_sizes
+from vggt_ros.offline.refine_map import refine_map
 from vggt_ros.offline.run import ABOUT
 from vggt_ros.offline.voxels import Cloud, VoxelCloud, voxel_keys
 from vggt_ros.offline.whole_files import writing, writing_to
 
 DESCRIPTION = 'reconstruction.json'
 UNTRAINED = 'the network is UNTRAINED: this shows that everything runs, its geometry means nothing'
+logger = logging.getLogger(__name__)
+
 _VOXEL = 0.005  # of the median distance of the first window's points, where nothing is asked
 _COLMAP_POINTS = 100_000
 _COLMAP_VIEWS = 20  # of a point
@@ -47,6 +51,7 @@ class ExportOptions:
 
     voxel: float = 0.0  # side, unit of the map; 0: it follows from the scene
     most_points: int = 1_000_000
+    refine: bool = False  # cameras, by the points that were followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,10 @@ def export(folder: Path, options: ExportOptions, counts: dict[str, Any]) -> Expo
         joined = join_map(folder, other)
         _write_map(folder / 'other_maps' / str(other), joined, make_cloud(joined, options))
     joined = join_map(folder, largest)
+    if options.refine:
+        joined, refinement = refine_map(joined)
+        logger.info('bundle adjustment: %s', refinement)
+        counts = {**counts, 'refinement': str(refinement)}
     cloud = make_cloud(joined, options)
     _write_map(folder, joined, cloud)
     write_colmap(folder / 'sparse' / '0', make_colmap_model(joined, cloud))

@@ -29,10 +29,16 @@ class MapFrame:
     number: int  # names its files
     stamp_ns: int
     world_from_camera: Array  # (4, 4), rigid
-    intrinsics: Array  # (3, 3), pixels of the source picture
     depth_intrinsics: Array  # (3, 3), pixels of the depth picture
+    source_from_depth: Array  # (3, 3), pixels of the depth picture to those of the source picture
     depth_step: float  # world units in one step of the depth picture; 0: there is none
     confidence: float  # mean over its depth
+
+    @property
+    def intrinsics(self) -> Array:
+        """Give the camera matrix (3, 3) for pixels of the source picture."""
+        matrix: Array = self.source_from_depth @ self.depth_intrinsics
+        return matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,32 @@ class JoinedMap:
         for path in self.files:
             record = load_record(path)
             if len(record.pixel):
-                yield _place_points(record, self.world_from_window[record.window_id], index)
+                seen_by = np.array([index[n] for n in record.ids.tolist()], np.int32)
+                at = seen_by[np.searchsorted(record.ids, record.pixel_frame)]  # numbers rise
+                scale = self.world_from_window[record.window_id].scale
+                yield self._place_points(record, at, scale)
+
+    def _place_points(
+        self, record: Record, frame: npt.NDArray[np.int32], scale: float
+    ) -> MapPoints:
+        """Put the points of a record where the cameras of their frames are now."""
+        v, u = np.divmod(record.pixel.astype(np.float64), record.network_size[1])
+        homogeneous = np.stack([u, v, np.ones_like(u)], axis=1)[..., None]
+        xyz, pixels = np.empty((len(u), 3)), np.empty((len(u), 2))
+        for i in np.unique(frame):
+            own, seen_by = frame == i, self.frames[i]
+            rays = (np.linalg.inv(seen_by.depth_intrinsics) @ homogeneous[own])[..., 0]
+            in_camera = rays * (scale * record.depth[own, None])
+            camera = seen_by.world_from_camera
+            xyz[own] = in_camera @ camera[:3, :3].T + camera[:3, 3]
+            pixels[own] = (seen_by.source_from_depth @ homogeneous[own])[:, :2, 0]
+        return MapPoints(
+            xyz=xyz.astype(np.float32),
+            rgb=record.rgb,
+            confidence=record.pixel_confidence,
+            frame=frame,
+            pixels=pixels.astype(np.float32),
+        )
 
 
 def map_sizes(folder: Path) -> Counter[int]:
@@ -139,8 +170,8 @@ def _frames(record: Record, world_from_window: Sim3) -> Iterator[MapFrame]:
             number=number,
             stamp_ns=int(record.stamps_ns[i]),
             world_from_camera=cameras[i],
-            intrinsics=record.source_from_network[i] @ record.intrinsics[i],
             depth_intrinsics=record.intrinsics[i],
+            source_from_depth=record.source_from_network[i],
             depth_step=float(record.depth_steps[i] * world_from_window.scale),
             confidence=float(record.confidence[i]),
         )
@@ -166,21 +197,3 @@ def _without_points(record: Record) -> Record:
 
 
 _NONE = np.empty(0)
-
-
-def _place_points(record: Record, place: Sim3, index: dict[int, int]) -> MapPoints:
-    at = np.searchsorted(record.ids, record.pixel_frame)  # numbers rise in a window
-    width = record.network_size[1]
-    v, u = np.divmod(record.pixel.astype(np.float64), width)
-    homogeneous = np.stack([u, v, np.ones_like(u)], axis=1)[..., None]
-    rays = (np.linalg.inv(record.intrinsics)[at] @ homogeneous)[..., 0]
-    cameras = record.window_from_camera[at]
-    in_window = (cameras[:, :3, :3] @ (rays * record.depth[:, None])[..., None])[..., 0]
-    source = (record.source_from_network[at] @ homogeneous)[..., 0]
-    return MapPoints(
-        xyz=place.apply(in_window + cameras[:, :3, 3]).astype(np.float32),
-        rgb=record.rgb,
-        confidence=record.pixel_confidence,
-        frame=np.array([index[n] for n in record.ids.tolist()], np.int32)[at],
-        pixels=source[:, :2].astype(np.float32),
-    )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vggt_ros.inference import Network
+from vggt_ros.inference import VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
 from vggt_ros.offline.export import Export, ExportOptions, export
 from vggt_ros.offline.replay import write_bag
@@ -47,7 +47,7 @@ class Reconstructed:
 
 def reconstruct(
     source: FrameSource,
-    network: Network,
+    network: VGGTNetwork,
     settings: Settings,
     options: ReconstructOptions,
     output: Path,

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.offline.refinement import Tracks
 from vggt_ros.offline.whole_files import writing
 from vggt_ros.scene_map import MapUpdate
 
@@ -60,6 +62,11 @@ class Record:
     depth: npt.NDArray[np.float32]  # (P,), along the optical axis, unit of the window
     pixel_confidence: npt.NDArray[np.float32]  # (P,)
     rgb: npt.NDArray[np.uint8]  # (P, 3)
+    # Points that were followed through the window, if somebody asked, by their O observations:
+    track: npt.NDArray[np.int64]  # (O,), which one
+    track_frame: npt.NDArray[np.int64]  # (O,), frame number
+    track_pixels: Array  # (O, 2)
+    track_confidence: Array  # (O,)
     depth_steps: Array  # (S,), window units in one step of the frame's depth picture; 0: none
 
     @property
@@ -106,11 +113,12 @@ def load_records(folder: Path) -> Iterator[Record]:
         yield load_record(path)
 
 
-def make_record(update: MapUpdate, depth_steps: Array) -> Record:
+def make_record(update: MapUpdate, depth_steps: Array, tracks: Tracks | None = None) -> Record:
     """
     Keep what is worth keeping of an update.
 
     :param depth_steps: (S,), of the depth pictures that were written of the new frames.
+    :param tracks: through the frames of the window, in pixels of the network's image.
     """
     batch, geometry = update.batch, update.reconstruction
     chosen = {i: update.chosen_pixels(i) for i, new in enumerate(update.is_new) if new}
@@ -152,11 +160,24 @@ def make_record(update: MapUpdate, depth_steps: Array) -> Record:
         depth=gather(geometry.depth),
         pixel_confidence=gather(geometry.confidence),
         rgb=np.concatenate([*colours, np.empty((0, 3), np.uint8)]),
+        **_flatten(tracks or _NO_TRACKS, batch.ids),
         depth_steps=depth_steps,
     )
 
 
 _NOTHING = np.empty(0, np.float32)
+_NO_TRACKS = Tracks(np.empty((0, 0, 2)), np.empty((0, 0), np.bool_), np.empty((0, 0)))
+
+
+def _flatten(tracks: Tracks, ids: tuple[int, ...]) -> dict[str, npt.NDArray[Any]]:
+    """Keep what was observed."""
+    frame, track = np.nonzero(tracks.observed)
+    return {
+        'track': track,
+        'track_frame': np.array(ids, np.int64)[frame],
+        'track_pixels': tracks.pixels[frame, track],
+        'track_confidence': tracks.confidence[frame, track],
+    }
 
 
 def _pack(place: Sim3) -> Array:

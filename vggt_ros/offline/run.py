@@ -24,9 +24,10 @@ import numpy.typing as npt
 import vggt_ros
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import Frame
-from vggt_ros.inference import Network
+from vggt_ros.inference import Network, VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
 from vggt_ros.offline.depth_pictures import write_depth, write_picture
+from vggt_ros.offline.point_tracks import find_tracks
 from vggt_ros.offline.record import make_record, record_files
 from vggt_ros.offline.snapshot import load_snapshot, save_snapshot
 from vggt_ros.offline.whole_files import PARTIAL, writing
@@ -48,6 +49,7 @@ class RunOptions:
     every: int = 1  # of how many pictures one is used
     all_at_once: bool = False  # one window of all pictures
     images: bool = True  # the pictures are kept beside the depth
+    tracks: bool = False  # points are followed through each window, see `point_tracks`
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def partial_folder(output: Path) -> Path:
 
 def run(
     source: FrameSource,
-    network: Network,
+    network: VGGTNetwork,
     settings: Settings,
     options: RunOptions,
     folder: Path,
@@ -103,7 +105,7 @@ def run(
     for place, update in _updates(engine, source.frames(start), options.every):
         newest = place
         if update is not None:
-            _write(folder, update, options.images)
+            _write(folder, update, network, options)
             # The record comes first: of a window without a state it is written again.
             if not options.all_at_once:
                 save_snapshot(state, engine, place, network, scale)
@@ -113,7 +115,7 @@ def run(
             complete = False
             break
     if complete and (update := _finish(engine)) is not None:
-        _write(folder, update, options.images)
+        _write(folder, update, network, options)
         windows += 1
         report(Progress(newest + 1, source.count, windows, engine.counts.get('maps', 0)))
     if complete and not windows:
@@ -182,7 +184,7 @@ def _claim(
         file.write(json.dumps(mine, indent=1).encode())
 
 
-def _write(folder: Path, update: MapUpdate, images: bool) -> None:
+def _write(folder: Path, update: MapUpdate, network: VGGTNetwork, options: RunOptions) -> None:
     """Write what a window adds."""
     steps = np.zeros(len(update.batch.ids))
     for i, new in enumerate(update.is_new):
@@ -191,11 +193,15 @@ def _write(folder: Path, update: MapUpdate, images: bool) -> None:
         name = f'{update.batch.ids[i]:06d}'
         depth = update.depth(i) / np.float32(update.world_from_window.scale)
         steps[i] = write_depth(folder / 'depth' / f'{name}.png', depth)
-        if images:
+        if options.images:
             shown = as_pinhole(update.batch.frames[i], update.batch.fitted[i])
             quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
             write_picture(folder / 'images' / f'{name}.jpg', shown[..., ::-1], quality)
-    make_record(update, steps).save(folder)
+    tracks = None
+    if options.tracks:
+        batch, confidence = update.batch, update.reconstruction.confidence
+        tracks = find_tracks(network, batch.images, confidence).tracks
+    make_record(update, steps, tracks).save(folder)
 
 
 def as_pinhole(frame: Frame, fitted: FittedImage) -> npt.NDArray[np.uint8]:
