@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A scene as a page that a browser shows and turns, served by viser (PyPI).
+
+All drawing is one thread's: sliders and `show` only wake it, so that many changes become one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vggt_ros.offline.controls import Choice, Controls
+from vggt_ros.offline.first_view import first_view, measure
+from vggt_ros.offline.layers import (
+    CameraLayer,
+    CloudLayer,
+    vertical_field_of_view,
+    wxyz_from_matrix,
+)
+from vggt_ros.offline.scene import MOST_POINTS, Array, Scene
+
+_EMPTY = Scene(
+    title='waiting for the first window',
+    warning='',
+    unit='',
+    cameras=(),
+    xyz=np.zeros((0, 3), np.float32),
+    rgb=np.zeros((0, 3), np.uint8),
+    confidence=np.zeros(0, np.float32),
+    frame=np.zeros(0, np.int32),
+)
+_FRAME_SECONDS = 0.12  # between two frames when the timeline is played
+_FRUSTUM = 0.05  # of the scene's radius
+_POINT = 0.004  # of the scene's radius
+_VIEW = np.radians(55.0)  # vertical field of view of the page
+
+
+class ViewerError(RuntimeError):
+    """A page that cannot be served."""
+
+
+class Viewer:
+    """
+    The page. It is there at once, and empty until something is shown.
+
+    :param port: where to serve; if it is taken, the next free one: see `url`.
+    :raises ViewerError: if viser is missing.
+    """
+
+    def __init__(self, host: str = '127.0.0.1', port: int = 8080) -> None:
+        self._server: Any = _import_viser().ViserServer(host=host, port=port, verbose=False)
+        self._server.scene.set_up_direction('-y')
+        self._server.initial_camera.fov = _VIEW
+        self._awake = threading.Event()
+        self._lock = threading.Lock()
+        self._shown = _EMPTY  # as asked for
+        self._drawn = _EMPTY  # thinned, in order of frames
+        self._radius = 1.0
+        self._seen = False  # whether a scene was there to look at
+        self._closing = False
+        self._cloud = CloudLayer(self._server.scene)
+        self._cameras = CameraLayer(self._server.scene)
+        self.points_shown = 0
+        self.controls = Controls(self._server.gui, self._awake.set, self._look_from_camera)
+        self.controls.fit(_EMPTY)
+        self._thread = threading.Thread(target=self._run, name='viewer', daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f'http://{self._server.get_host()}:{self._server.get_port()}'
+
+    def show(self, scene: Scene) -> None:
+        """Replace what is seen; what somebody has set, and the view, stay as they are."""
+        if self._closing:
+            raise ViewerError('the viewer is closed and shows nothing any more')
+        with self._lock:
+            self._shown = scene
+        self._awake.set()
+
+    def close(self) -> None:
+        """Stop serving. Closing twice is no error."""
+        if self._closing:
+            return
+        self._closing = True
+        self._awake.set()
+        self._thread.join()
+        self._server.stop()
+
+    def _run(self) -> None:
+        drawn: tuple[Scene, Choice] | None = None
+        while True:
+            self._awake.wait(_FRAME_SECONDS if self.controls.playing else None)
+            if self._closing:
+                return
+            pushed = self._awake.is_set()
+            self._awake.clear()
+            if self.controls.playing and not pushed:
+                self.controls.advance()
+            with self._lock:
+                scene = self._shown
+            if drawn is None or scene is not drawn[0]:
+                self._take(scene)
+            choice = self.controls.choice
+            if drawn is None or scene is not drawn[0] or choice != drawn[1]:
+                self._draw(choice)
+            drawn = scene, choice
+
+    def _take(self, scene: Scene) -> None:
+        """Prepare a new scene."""
+        self._drawn = _thin(scene)
+        self.controls.fit(scene)
+        if not scene.cameras and not len(scene.xyz):
+            return
+        self._radius = measure(scene)[1]
+        position, look_at = first_view(scene)
+        self._server.initial_camera.position = position
+        self._server.initial_camera.look_at = look_at
+        if not self._seen:
+            self._seen = True
+            for client in self._server.get_clients().values():  # they look at an empty page
+                _place(client, position, look_at)
+
+    def _draw(self, choice: Choice) -> None:
+        scene = self._drawn
+        moment = min(choice.moment, max(len(scene.cameras) - 1, 0))
+        threshold = 1.0
+        if len(scene.confidence):
+            threshold = float(np.percentile(scene.confidence, choice.hidden_percent))
+        with self._server.atomic():
+            self.points_shown = self._cloud.draw(
+                scene, threshold, moment, choice.point_size * _POINT * self._radius
+            )
+            every = choice.every if choice.frusta else 0
+            self._cameras.draw(scene, every, moment, _FRUSTUM * self._radius, choice.path)
+        self.controls.tell_points(
+            self.points_shown, len(scene.xyz), len(self._shown.xyz), threshold
+        )
+        self.controls.tell_moment(scene, moment)
+
+    def _look_from_camera(self, client: Any) -> None:
+        """Put the eye of one browser where the chosen camera is."""
+        scene, moment = self._drawn, self.controls.choice.moment
+        if client is None or not scene.cameras:
+            return
+        camera = scene.cameras[min(moment, len(scene.cameras) - 1)]
+        pose = camera.world_from_camera
+        with client.atomic():
+            client.camera.position = pose[:3, 3]
+            client.camera.wxyz = wxyz_from_matrix(pose[:3, :3])
+            client.camera.fov = vertical_field_of_view(camera)
+
+
+def follow(
+    read: Callable[[], Scene | None],
+    viewer: Viewer,
+    period: float = 1.0,
+    until: threading.Event | None = None,
+) -> None:
+    """
+    Show what comes, until an event or Ctrl-C.
+
+    :param read: returns the scene, or None if there is nothing new.
+    :param period: s between two looks.
+    """
+    until = until or threading.Event()
+    while not until.is_set():
+        scene = read()
+        if scene is not None:
+            viewer.show(scene)
+        until.wait(period)
+
+
+def _thin(scene: Scene) -> Scene:
+    """Put the points in order of their frames, and take no more than a browser bears."""
+    order = np.argsort(scene.frame, kind='stable')
+    if len(order) > MOST_POINTS:
+        order = order[np.linspace(0, len(order) - 1, MOST_POINTS).astype(np.int64)]
+    return Scene(
+        title=scene.title,
+        warning=scene.warning,
+        unit=scene.unit,
+        cameras=scene.cameras,
+        xyz=scene.xyz[order],
+        rgb=scene.rgb[order],
+        confidence=scene.confidence[order],
+        frame=scene.frame[order],
+    )
+
+
+def _place(client: Any, position: Array, look_at: Array) -> None:
+    with client.atomic():
+        client.camera.position = position
+        client.camera.look_at = look_at
+        client.camera.fov = _VIEW
+
+
+def _import_viser() -> ModuleType:
+    try:
+        import viser
+    except ImportError as error:
+        raise ViewerError(
+            f'the viewer needs viser, which cannot be imported ({error}): pip install viser'
+        ) from error
+    found: ModuleType = viser
+    return found
