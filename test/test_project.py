@@ -37,6 +37,7 @@ FLOW = (
     {'scene_map'},
     {'engine'},
     {'io', 'synthetic', 'training', 'evaluation'},
+    {'offline'},
     {'ros'},
     {'cli'},
 )
@@ -127,10 +128,10 @@ def package_dependencies() -> set[str]:
 
 
 def pip_dependencies() -> set[str]:
-    """Those of everybody, and those of who sets `loop_closure`."""
+    """Those of everybody, of who sets `loop_closure`, and of who works without a robot."""
     text = (ROOT / 'pyproject.toml').read_text()
-    blocks = re.findall(r'^(?:dependencies|loops) = \[(.*?)\]', text, re.M | re.S)
-    assert len(blocks) == 2
+    blocks = re.findall(r'^(?:dependencies|loops|offline) = \[(.*?)\]', text, re.M | re.S)
+    assert len(blocks) == 3
     return set(re.findall(r'"([\w-]+)', ''.join(blocks)))
 
 

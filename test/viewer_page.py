@@ -47,9 +47,7 @@ def open_page(width: int = 1200, height: int = 750):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=list(ARGUMENTS)
-        )
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(ARGUMENTS))
         try:
             yield browser.new_page(viewport={'width': width, 'height': height})
         finally:
@@ -110,6 +108,7 @@ def main() -> None:
             wait_for(lambda: viewer.points_shown, what='points')
             page.goto(viewer.url)
             page.wait_for_selector('text=points shown', timeout=60_000)
+            page.locator('.mantine-Notification-closeButton').click()  # it has no graphics card
             page.wait_for_timeout(6000)
             Image.fromarray(picture_of(page)).quantize(256).save(output, optimize=True)
     finally:

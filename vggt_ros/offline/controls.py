@@ -13,6 +13,7 @@ import numpy as np
 from vggt_ros.offline.scene import Scene, SceneCamera
 
 _FRUSTA = 25  # that are clear to look at; more are thinned until somebody chooses
+_HIDDEN = 10  # % of the points at first: the worst ones hide the others
 _STEPS = 160  # at most, when the timeline is played
 _WARNING = 'background:#b00020;color:white;padding:0.5em 0.7em;border-radius:4px;margin:0.4em 0'
 
@@ -44,6 +45,7 @@ class Controls:
         self._every_chosen = False
         gui.configure_theme(show_logo=False, show_share_button=False, control_width='large')
         gui.set_panel_label('vggt_ros')
+        gui.main_panel.dock_right()
         self._head = gui.add_html('')
         self._add_points()
         self._add_timeline(look)
@@ -56,12 +58,12 @@ class Controls:
     def _add_points(self) -> None:
         with self._gui.add_folder('Points'):
             self._hidden = self._gui.add_slider(
-                'Confidence',
+                'Hide unsure, %',
                 min=0,
                 max=99,
                 step=1,
-                initial_value=0,
-                hint='hides this share of the points, the least confident ones, in per cent',
+                initial_value=_HIDDEN,
+                hint='hides this share of the points, the least confident ones',
             )
             self._count = self._gui.add_html('')
             self._size = self._gui.add_slider(
@@ -81,9 +83,11 @@ class Controls:
             self._when = self._gui.add_html('')
             self._play = self._gui.add_button('Play')
             self._look = self._gui.add_button(
-                'Look from this camera', hint='"Reset View" in the panel\'s head leads back'
+                'Look from this camera',
+                hint='takes the frusta away, which would stand in front; '
+                '"Reset View" in the panel\'s head leads back',
             )
-            self._look.on_click(lambda event: look(event.client))
+            self._look.on_click(lambda event: self._look_from_camera(event.client, look))
             self._picture = self._gui.add_image(np.zeros((3, 4, 3), np.uint8), visible=False)
 
     def _add_cameras(self) -> None:
@@ -112,9 +116,7 @@ class Controls:
         at_end = self._frame.value == self._frame.max
         _stretch(self._frame, last, last if at_end else self._frame.value)
         thinned = max(-(-len(scene.cameras) // _FRUSTA), 1)
-        _stretch(
-            self._every, max(last, 1), self._every.value if self._every_chosen else thinned
-        )
+        _stretch(self._every, max(last, 1), self._every.value if self._every_chosen else thinned)
         self._head.content = _describe(scene)
 
     def advance(self) -> None:
@@ -147,7 +149,8 @@ class Controls:
         camera = scene.cameras[moment]
         seconds = (camera.stamp_ns - scene.cameras[0].stamp_ns) / 1e9
         self._say(
-            self._when, f'frame {moment + 1} of {len(scene.cameras)}, {seconds:.2f} s after the first'
+            self._when,
+            f'frame {moment + 1} of {len(scene.cameras)}, at {seconds:.2f} s',
         )
         if not np.array_equal(self._picture.image, camera.image):
             self._picture.image = camera.image
@@ -161,6 +164,10 @@ class Controls:
     def _choose_every(self, event: Any, changed: Callable[[], None]) -> None:
         self._every_chosen |= event.client is not None
         changed()
+
+    def _look_from_camera(self, client: Any, look: Callable[[Any], None]) -> None:
+        self._frusta.value = False
+        look(client)
 
     def _toggle(self, changed: Callable[[], None]) -> None:
         if not self.playing and self._frame.value == self._frame.max:

@@ -9,7 +9,7 @@ from vggt_ros.offline.scene import Array, Scene
 
 UP = np.array([0.0, -1.0, 0.0])  # of the world frame, whose y axis points down
 _SAMPLE = 20_000  # points are enough for a median
-_NEAREST = 1.9  # of the scene's radius, between the eye and the middle
+_NEAREST = 2.3  # of the scene's radius, between the eye and the middle
 
 
 def measure(scene: Scene) -> tuple[Array, float]:
@@ -47,7 +47,7 @@ def first_view(scene: Scene) -> tuple[Array, Array]:
     forward = first[:3, 2] - UP * (UP @ first[:3, 2])
     length = float(np.linalg.norm(forward))
     forward = forward / length if length > 0.1 else np.array([0.0, 0.0, 1.0])
-    eye = first[:3, 3] + radius * (1.1 * UP - 0.9 * forward)
+    eye = first[:3, 3] + radius * (1.4 * UP - forward)
     away = eye - middle
     distance = max(float(np.linalg.norm(away)), 1e-6)
     if distance < _NEAREST * radius:

@@ -188,9 +188,7 @@ def _lens(camera: SceneCamera) -> dict[str, float]:
     height, width = camera.image.shape[:2]
     return {
         'fov': vertical_field_of_view(camera),
-        'aspect': float(
-            width * camera.intrinsics[1, 1] / (height * camera.intrinsics[0, 0])
-        ),
+        'aspect': float(width * camera.intrinsics[1, 1] / (height * camera.intrinsics[0, 0])),
     }
 
 

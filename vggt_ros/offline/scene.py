@@ -52,6 +52,8 @@ class Scene:
                 f'the cloud has positions, colours, confidence and frames of shapes {shapes}, '
                 'expected (N, 3), (N, 3), (N,), (N,)'
             )
+        if not np.isfinite(self.xyz).all():
+            raise ValueError('the cloud has points at no finite place')
         if count and not 0 <= self.frame.min() <= self.frame.max() < len(self.cameras):
             raise ValueError(
                 f'points name frames {self.frame.min()} to {self.frame.max()}, '
