@@ -49,7 +49,7 @@ def read_scene(folder: Path) -> Scene:
     place = np.full(len(frames), -1, np.int32)  # of each frame among the cameras
     place[chosen] = np.arange(len(chosen), dtype=np.int32) // step
     cloud = cloud[place[cloud['frame']] >= 0]
-    thinned = f' (every {step}th of {len(chosen):,} frames)' if step > 1 else ''
+    thinned = f' (1 in {step} of {len(chosen):,} frames)' if step > 1 else ''
     return Scene(
         title=f'{report["title"]}{thinned}',
         warning='; '.join(part for part in (str(report['warning']), note) if part),
