@@ -14,7 +14,7 @@ pytest.importorskip('viser', reason='needs viser')
 import viewer_page
 from viewer_page import picture_of, wait_for
 
-from vggt_ros.offline.first_view import first_view
+from vggt_ros.offline.first_view import first_view, view_from
 from vggt_ros.offline.scene import Scene, SceneCamera
 from vggt_ros.offline.viewer import MOST_POINTS, Viewer, ViewerError, follow
 
@@ -127,8 +127,8 @@ def test_one_can_look_from_the_camera_of_a_frame(page, viewer):
     page.get_by_role('button', name='Look from this camera').click()
     last = wall().cameras[-1].world_from_camera
     wait_for(lambda: np.allclose(client.camera.position, last[:3, 3], atol=1e-3))
-    assert np.allclose(np.abs(client.camera.wxyz), [1, 0, 0, 0], atol=1e-3)
-    assert count(page, UNSURE) > 20_000  # the wall is near, and nothing is in front of it
+    wait_for(lambda: np.allclose(np.abs(client.camera.wxyz), [1, 0, 0, 0], atol=1e-3))
+    wait_for(lambda: count(page, UNSURE) > 20_000, what='the wall near, with nothing before it')
     assert client.camera.fov == pytest.approx(2 * np.arctan(0.5), abs=1e-3)
 
 
@@ -156,6 +156,24 @@ def test_points_beyond_what_a_browser_bears_are_thinned_evenly(viewer):
     each = np.bincount(viewer._drawn.frame)
     assert each == pytest.approx(np.full(FRAMES, MOST_POINTS / FRAMES), rel=0.01)
     wait_for(lambda: 'the scene has 1,000,000' in viewer.controls._count.content)
+
+
+def test_what_a_scene_had_before_it_grew_is_not_sent_again(viewer):
+    viewer.controls._hidden.value = 10
+    frames = 50
+    random = np.random.default_rng(0)
+    whole = wall(frames=frames, confidence=random.uniform(1, 5, 120 * 120).astype(np.float32))
+    known = whole.frame < frames - 4
+    parts = ('xyz', 'rgb', 'confidence', 'frame')
+    start = {part: getattr(whole, part)[known] for part in parts}
+    viewer.show(dataclasses.replace(whole, cameras=whole.cameras[:-4], **start))
+    wait_for(lambda: viewer.points_shown == pytest.approx(0.9 * known.sum(), rel=0.02))
+    before = {number: part.node for number, part in viewer._cloud._slices.items()}
+    viewer.show(whole)
+    wait_for(lambda: viewer.points_shown == pytest.approx(0.9 * len(known), rel=0.02))
+    after = {number: part.node for number, part in viewer._cloud._slices.items()}
+    assert len(after) == 25 and len(before) == 23
+    assert all(after[number] is node for number, node in before.items())
 
 
 def test_a_scene_may_shrink_to_one_camera_and_to_nothing(viewer):
@@ -205,6 +223,16 @@ def test_far_outliers_do_not_move_the_first_view():
     assert np.linalg.norm(look_at - [0, 0, 4]) < 2
     assert np.linalg.norm(other - position) < 0.2
     assert np.linalg.norm(aim - look_at) < 0.2
+
+
+def test_a_view_from_a_camera_is_upright_unless_the_camera_is_not():
+    pitched = np.eye(4)
+    pitched[:3, :3] = [[1, 0, 0], [0, 0.8, 0.6], [0, -0.6, 0.8]]
+    position, look_at, up = view_from(pitched, 2)
+    assert np.allclose(look_at - position, 2 * pitched[:3, 2])
+    assert np.allclose(up, [0, -1, 0])
+    for turned in (np.diag([-1.0, -1, 1, 1]), pitched @ np.diag([-1.0, -1, 1, 1])):
+        assert np.allclose(view_from(turned, 2)[2], -turned[:3, 1])
 
 
 def test_points_of_a_frame_that_is_not_there_are_refused():

@@ -68,7 +68,7 @@ def wait_for(condition, seconds: float = 30.0, what: str = 'it'):
     return found
 
 
-def room_scene(frames: int = 36, step: float = 0.16, seed: int = 3, stride: int = 3) -> Scene:
+def room_scene(frames: int = 36, step: float = 0.16, seed: int = 5, stride: int = 3) -> Scene:
     """Drive through a furnished room and see it with true depth, more surely where it is near."""
     height, width, field = 240, 320, math.radians(70)
     focal = width / 2 / math.tan(field / 2)

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
 Look at a reconstruction in the browser: cloud, cameras with their pictures, timeline.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vggt_ros.offline.scene import Scene, SceneCamera
+from vggt_ros.offline.scene import Scene, SceneCamera, length_of_way
 
 _FRUSTA = 25  # that are clear to look at; more are thinned until somebody chooses
 _HIDDEN = 10  # % of the points at first: the worst ones hide the others
@@ -195,14 +195,13 @@ def _describe(scene: Scene) -> str:
     parts = [f'<b>{html.escape(scene.title)}</b>']
     if scene.warning:
         parts.append(f'<div style="{_WARNING}">{html.escape(scene.warning)}</div>')
-    facts = [_way(scene.cameras, scene.unit)] if scene.cameras else ['nothing to see yet']
-    parts.append(f'<div style="font-size:0.8em">{html.escape(", ".join(facts))}</div>')
+    facts = _way(scene.cameras, scene.unit) if scene.cameras else 'nothing to see yet'
+    parts.append(f'<div style="font-size:0.8em">{html.escape(facts)}</div>')
     return f'<div style="padding:0 0.75em 0.5em">{"".join(parts)}</div>'
 
 
 def _way(cameras: tuple[SceneCamera, ...], unit: str) -> str:
-    places = np.array([camera.world_from_camera[:3, 3] for camera in cameras])
-    length = np.linalg.norm(np.diff(places, axis=0), axis=1).sum()
     seconds = (cameras[-1].stamp_ns - cameras[0].stamp_ns) / 1e9
     plural = '' if len(cameras) == 1 else 's'
-    return f'{len(cameras)} camera{plural} on a way of {length:.2f} {unit} in {seconds:.1f} s'
+    way = length_of_way(cameras)
+    return f'{len(cameras)} camera{plural} on a way of {way:.2f} {unit} in {seconds:.1f} s'

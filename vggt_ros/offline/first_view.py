@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where somebody should stand who sees a scene for the first time."""
+"""Where somebody stands who sees a scene for the first time, or through one of its cameras."""
 
 from __future__ import annotations
 
@@ -53,3 +53,19 @@ def first_view(scene: Scene) -> tuple[Array, Array]:
     if distance < _NEAREST * radius:
         eye = middle + away * (_NEAREST * radius / distance)
     return eye, middle
+
+
+def view_from(world_from_camera: Array, distance: float) -> tuple[Array, Array, Array]:
+    """
+    Stand where a camera is.
+
+    :param distance: to the point to look at, about which the browser turns.
+    :returns: position (3,), the point to look at (3,), and up (3,), which is the world's as far
+        as the camera does not lean to a side.
+    """
+    right, down, forward = world_from_camera[:3, :3].T
+    position = world_from_camera[:3, 3]
+    up = UP - (UP @ right) * right
+    if up @ -down < 0.1:  # it looks straight up or down, or stands on its head
+        up = -down
+    return position, position + distance * forward, up

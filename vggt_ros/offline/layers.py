@@ -94,7 +94,7 @@ class CameraLayer:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._frusta: dict[int, tuple[SceneCamera, float, Any]] = {}  # by index
+        self._frusta: dict[int, tuple[SceneCamera, Any]] = {}  # by index
         self._path: Any = None
         self._drawn_path = np.zeros((0, 3))
         self._selected: Any = None
@@ -107,7 +107,7 @@ class CameraLayer:
         :param scale: distance of a picture from its camera, in the unit of the scene.
         """
         wanted = set(range(0, moment + 1, every)) - {moment} if every else set()
-        for index, (_, _, node) in list(self._frusta.items()):
+        for index, (_, node) in list(self._frusta.items()):
             if index >= len(scene.cameras):
                 node.remove()
                 del self._frusta[index]
@@ -120,8 +120,10 @@ class CameraLayer:
 
     def _put(self, index: int, camera: SceneCamera, scale: float) -> None:
         there = self._frusta.get(index)
-        if there and there[1] == scale and _same(there[0], camera):
-            there[2].visible = True
+        if there and _same(there[0], camera):
+            there[1].visible = True
+            if there[1].scale != scale:
+                there[1].scale = scale
             return
         node = self._tree.add_camera_frustum(
             f'/cameras/{index}',
@@ -135,7 +137,7 @@ class CameraLayer:
             cast_shadow=False,
             receive_shadow=False,
         )
-        self._frusta[index] = (camera, scale, node)
+        self._frusta[index] = (camera, node)
 
     def _mark(self, camera: SceneCamera | None, scale: float) -> None:
         """Mark a camera; without its picture, which would hide what is seen from there."""
@@ -199,12 +201,12 @@ def vertical_field_of_view(camera: SceneCamera) -> float:
 
 def _pose(world_from_camera: Array) -> dict[str, Array]:
     return {
-        'wxyz': wxyz_from_matrix(world_from_camera[:3, :3]),
+        'wxyz': _wxyz_from_matrix(world_from_camera[:3, :3]),
         'position': world_from_camera[:3, 3],
     }
 
 
-def wxyz_from_matrix(rotation: Array) -> Array:
+def _wxyz_from_matrix(rotation: Array) -> Array:
     """Turn a rotation (3, 3) into a quaternion (4,) in viser's order."""
     xyzw = quaternion_from_matrix(torch.from_numpy(np.ascontiguousarray(rotation))).numpy()
     return np.asarray(xyzw[[3, 0, 1, 2]], np.float64)

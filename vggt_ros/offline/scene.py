@@ -7,6 +7,7 @@ The world frame is the optical frame of the first camera of the map: x right, y 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -59,6 +60,12 @@ class Scene:
                 f'points name frames {self.frame.min()} to {self.frame.max()}, '
                 f'expected 0 to {len(self.cameras) - 1}'
             )
+
+
+def length_of_way(cameras: Sequence[SceneCamera]) -> float:
+    """Add up the steps from camera to camera, in the unit of the scene."""
+    places = np.array([camera.world_from_camera[:3, 3] for camera in cameras]).reshape(-1, 3)
+    return float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
 
 
 def make_thumbnail(image: Pixels, intrinsics: Array) -> tuple[Pixels, Array]:

@@ -7,22 +7,23 @@ All drawing is one thread's: sliders and `show` only wake it, so that many chang
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vggt_ros.offline.controls import Choice, Controls
-from vggt_ros.offline.first_view import first_view, measure
+from vggt_ros.offline.first_view import first_view, measure, view_from
 from vggt_ros.offline.layers import (
     CameraLayer,
     CloudLayer,
     vertical_field_of_view,
-    wxyz_from_matrix,
 )
-from vggt_ros.offline.scene import MOST_POINTS, Array, Scene
+from vggt_ros.offline.scene import MOST_POINTS, Array, Scene, length_of_way
 
 _EMPTY = Scene(
     title='waiting for the first window',
@@ -35,7 +36,8 @@ _EMPTY = Scene(
     frame=np.zeros(0, np.int32),
 )
 _FRAME_SECONDS = 0.12  # between two frames when the timeline is played
-_FRUSTUM = 0.05  # of the scene's radius
+_FRUSTUM = (0.02, 0.05)  # of the scene's radius, least and most
+_FRUSTUM_ON_WAY = 0.06  # of the way, so that frusta hardly overlap
 _POINT = 0.004  # of the scene's radius
 _VIEW = np.radians(55.0)  # vertical field of view of the page
 
@@ -61,6 +63,7 @@ class Viewer:
         self._shown = _EMPTY  # as asked for
         self._drawn = _EMPTY  # thinned, in order of frames
         self._radius = 1.0
+        self._frustum = 1.0
         self._seen = False  # whether a scene was there to look at
         self._closing = False
         self._cloud = CloudLayer(self._server.scene)
@@ -78,8 +81,8 @@ class Viewer:
 
     def show(self, scene: Scene) -> None:
         """Replace what is seen; what somebody has set, and the view, stay as they are."""
-        if self._closing:
-            raise ViewerError('the viewer is closed and shows nothing any more')
+        if not self._thread.is_alive():
+            raise ViewerError('the viewer is closed, or failed before, and shows nothing any more')
         with self._lock:
             self._shown = scene
         self._awake.set()
@@ -119,26 +122,27 @@ class Viewer:
         if not scene.cameras and not len(scene.xyz):
             return
         self._radius = measure(scene)[1]
+        low, high = (part * self._radius for part in _FRUSTUM)
+        self._frustum = min(max(_FRUSTUM_ON_WAY * length_of_way(scene.cameras), low), high)
         position, look_at = first_view(scene)
         self._server.initial_camera.position = position
         self._server.initial_camera.look_at = look_at
         if not self._seen:
             self._seen = True
             for client in self._server.get_clients().values():  # they look at an empty page
-                _place(client, position, look_at)
+                with client.atomic():
+                    _place(client, position, look_at)
 
     def _draw(self, choice: Choice) -> None:
         scene = self._drawn
         moment = min(choice.moment, max(len(scene.cameras) - 1, 0))
-        threshold = 1.0
-        if len(scene.confidence):
-            threshold = float(np.percentile(scene.confidence, choice.hidden_percent))
+        threshold = _threshold(scene.confidence, choice.hidden_percent)
         with self._server.atomic():
             self.points_shown = self._cloud.draw(
                 scene, threshold, moment, choice.point_size * _POINT * self._radius
             )
             every = choice.every if choice.frusta else 0
-            self._cameras.draw(scene, every, moment, _FRUSTUM * self._radius, choice.path)
+            self._cameras.draw(scene, every, moment, self._frustum, choice.path)
         self.controls.tell_points(
             self.points_shown, len(scene.xyz), len(self._shown.xyz), threshold
         )
@@ -150,10 +154,10 @@ class Viewer:
         if client is None or not scene.cameras:
             return
         camera = scene.cameras[min(moment, len(scene.cameras) - 1)]
-        pose = camera.world_from_camera
+        position, look_at, up = view_from(camera.world_from_camera, self._radius)
         with client.atomic():
-            client.camera.position = pose[:3, 3]
-            client.camera.wxyz = wxyz_from_matrix(pose[:3, :3])
+            _place(client, position, look_at)
+            client.camera.up_direction = up
             client.camera.fov = vertical_field_of_view(camera)
 
 
@@ -194,11 +198,26 @@ def _thin(scene: Scene) -> Scene:
     )
 
 
+def _threshold(confidence: npt.NDArray[np.float32], hidden_percent: float) -> float:
+    """
+    Choose what a point's confidence has to be so that this share is hidden.
+
+    Rounded down, to steps that are fine beside the spread of the values and seldom change: else
+    each window of a scene that grows would move the threshold and all points were sent again.
+    """
+    if not len(confidence):
+        return 1.0
+    low, wanted, high = np.percentile(confidence, [10, hidden_percent, 90]).tolist()
+    if high <= low:
+        return float(wanted)
+    step = 2.0 ** math.floor(math.log2((high - low) / 64))
+    return float(math.floor(wanted / step) * step)
+
+
 def _place(client: Any, position: Array, look_at: Array) -> None:
-    with client.atomic():
-        client.camera.position = position
-        client.camera.look_at = look_at
-        client.camera.fov = _VIEW
+    """Set what does not depend on where the browser says that it is: it may say so meanwhile."""
+    client.camera.position = position
+    client.camera.look_at = look_at
 
 
 def _import_viser() -> ModuleType:
