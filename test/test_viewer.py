@@ -213,6 +213,13 @@ def test_without_viser_one_sentence_says_what_is_missing(monkeypatch):
         Viewer()
 
 
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(
+        ViewerError, match=r"'203\.0\.113\.7'.*expected an address of this machine"
+    ):
+        Viewer(host='203.0.113.7')
+
+
 def test_far_outliers_do_not_move_the_first_view():
     scene = wall()
     xyz = scene.xyz.copy()

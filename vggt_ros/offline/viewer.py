@@ -8,6 +8,7 @@ All drawing is one thread's: sliders and `show` only wake it, so that many chang
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -51,11 +52,13 @@ class Viewer:
     The page. It is there at once, and empty until something is shown.
 
     :param port: where to serve; if it is taken, the next free one: see `url`.
-    :raises ViewerError: if viser is missing.
+    :raises ViewerError: if viser is missing, or the host is no address of this machine.
     """
 
     def __init__(self, host: str = '127.0.0.1', port: int = 8080) -> None:
-        self._server: Any = _import_viser().ViserServer(host=host, port=port, verbose=False)
+        viser = _import_viser()
+        _check_host(host)
+        self._server: Any = viser.ViserServer(host=host, port=port, verbose=False)
         self._server.scene.set_up_direction('-y')
         self._server.initial_camera.fov = _VIEW
         self._awake = threading.Event()
@@ -218,6 +221,18 @@ def _place(client: Any, position: Array, look_at: Array) -> None:
     """Set what does not depend on where the browser says that it is: it may say so meanwhile."""
     client.camera.position = position
     client.camera.look_at = look_at
+
+
+def _check_host(host: str) -> None:
+    """Refuse an address on which viser would try one port after the other for ever."""
+    try:
+        with socket.create_server((host, 0)):
+            pass
+    except OSError as error:
+        raise ViewerError(
+            f'no page can be served on {host!r} ({error.strerror}), expected an address of this '
+            'machine'
+        ) from error
 
 
 def _import_viser() -> ModuleType:
