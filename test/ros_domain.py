@@ -15,6 +15,7 @@ class Use(IntEnum):
     LAUNCH = 2
     PARAMETERS = 3
     PUBLISH = 4
+    VIEWER = 5
 
 
 def own_domain(use: Use) -> int:

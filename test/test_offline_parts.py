@@ -152,3 +152,25 @@ def test_a_loop_moves_windows_that_are_written_already(tmp_path) -> None:
     (tmp_path / 'windows' / '000001.npz').write_bytes(b'broken')
     with pytest.raises(ValueError, match='is no window of a reconstruction'):
         join_map(tmp_path, updates[0].map_id)
+
+
+def test_a_reconstruction_can_be_looked_at_while_it_is_made(tmp_path) -> None:
+    pytest.importorskip('trimesh', reason='reconstruct needs vggt_ros[offline]')
+    from vggt_ros.offline.growing_scene import read_growing
+
+    read = read_growing(tmp_path / 'map')
+    assert read() is None
+    partial = tmp_path / 'map.partial'
+    updates = updates_of(engine_of(FakeNetwork(), min_confidence=0.0), range(12))
+    sizes = []
+    for update in updates:
+        make_record(update, np.zeros(len(update.batch.ids))).save(partial)
+        (partial / 'run.json').write_text('{"source": "test", "model_trained": true}')
+        scene = read()
+        assert scene is not None and read() is None  # nothing new
+        sizes.append((len(scene.cameras), len(scene.xyz)))
+    assert [cameras for cameras, _ in sizes] == [4, 6, 8, 10, 12]
+    assert sizes == sorted(sizes) and sizes[0][1] > 100
+    assert np.allclose(
+        scene.cameras[-1].world_from_camera, updates[-1].map_from_camera[-1], atol=1e-9
+    )

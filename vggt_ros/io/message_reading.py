@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ROS images become RGB arrays or depth in metres; camera_info becomes a calibration.
+ROS images become RGB arrays or depth in metres; camera_info a calibration; clouds arrays.
 
 Messages only have to look like those of ROS: those of rclpy and of a bag's reader do.
 
@@ -77,6 +77,7 @@ ENCODINGS: dict[str, Encoding] = {
     'yuyv': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
     'yuv422_yuy2': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
 }
+_POINT = {'x': '<f4', 'y': '<f4', 'z': '<f4', 'rgb': '<u4', 'confidence': '<f4'}
 _SMALLEST_BAYER = 2  # pixels; a side of less has no whole 2x2 pattern
 
 
@@ -213,6 +214,36 @@ def check_compressed(message: Any) -> None:
     """
     if len(message.data) == 0:
         raise ImageError('empty', 'the compressed image has no data')
+
+
+def read_cloud(
+    message: Any,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """
+    Read the finite points of a cloud that the node has published.
+
+    :param message: sensor_msgs/PointCloud2 with the fields x, y, z, rgb and confidence.
+    :returns: positions (N, 3), RGB colours (N, 3) and confidence (N,).
+    :raises ValueError: if a field is missing.
+    """
+    offsets = {entry.name: entry.offset for entry in message.fields}
+    if not set(_POINT) <= set(offsets):
+        raise ValueError(
+            f'the cloud has the fields {", ".join(offsets)}, expected {", ".join(_POINT)}'
+        )
+    kind = np.dtype(
+        {
+            'names': list(_POINT),
+            'formats': list(_POINT.values()),
+            'offsets': [offsets[name] for name in _POINT],
+            'itemsize': message.point_step,
+        }
+    )
+    points = np.frombuffer(message.data, kind)
+    xyz = np.stack([points['x'], points['y'], points['z']], axis=-1)
+    rgb = np.stack([points['rgb'] >> shift & 255 for shift in (16, 8, 0)], axis=-1)
+    finite = np.isfinite(xyz).all(axis=1)
+    return xyz[finite], rgb[finite].astype(np.uint8), points['confidence'][finite]
 
 
 def read_calibration(message: Any) -> Calibration | None:

@@ -38,7 +38,7 @@ from vggt_ros.evaluation.picture import RunPicture, draw_run
 from vggt_ros.evaluation.timing import TopicTiming, timing_table
 from vggt_ros.evaluation.trajectory import PathErrors, compare_paths
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.io.message_reading import decode_image
+from vggt_ros.io.message_reading import decode_image, read_cloud
 from vggt_ros.msg import WindowReport
 
 UNTRAINED = (
@@ -145,25 +145,8 @@ class Recorder(Node):
             self.recording.pair = (image, rows[:, : message.width])
 
     def _keep_cloud(self, message: PointCloud2) -> None:
-        self.recording.clouds[_ns(message.header.stamp)] = read_cloud(message)
-
-
-def read_cloud(message: PointCloud2) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Return positions (N, 3) and RGB colours (N, 3) of a cloud with fields x, y, z and rgb."""
-    offsets = {entry.name: entry.offset for entry in message.fields}
-    kind = np.dtype(
-        {
-            'names': ['x', 'y', 'z', 'rgb'],
-            'formats': ['<f4', '<f4', '<f4', '<u4'],
-            'offsets': [offsets[name] for name in ('x', 'y', 'z', 'rgb')],
-            'itemsize': message.point_step,
-        }
-    )
-    points = np.frombuffer(message.data, kind)
-    xyz = np.stack([points['x'], points['y'], points['z']], axis=-1)
-    rgb = np.stack([points['rgb'] >> shift & 255 for shift in (16, 8, 0)], axis=-1)
-    finite = np.isfinite(xyz).all(axis=1)
-    return xyz[finite], rgb[finite].astype(np.uint8)
+        xyz, rgb, _ = read_cloud(message)
+        self.recording.clouds[_ns(message.header.stamp)] = (xyz, rgb)
 
 
 def _ns(stamp: Any) -> int:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A real browser without a screen that looks at the viewer's page, and scenes to look at.
+
+As a program it takes the picture of the documentation:
+
+    python test/viewer_page.py docs/viewer.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vggt_ros.geometry.camera import transform_points, unproject
+from vggt_ros.offline.scene import Scene, SceneCamera, make_thumbnail
+from vggt_ros.offline.viewer import Viewer
+from vggt_ros.synthetic.path import smooth_path
+from vggt_ros.synthetic.render import render
+from vggt_ros.synthetic.scene import Scene as Room
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
+ARGUMENTS = (
+    '--no-sandbox',
+    '--use-angle=swiftshader',
+    '--enable-unsafe-swiftshader',
+    '--ignore-gpu-blocklist',
+)
+
+
+def find_browser() -> str | None:
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
+@contextmanager
+def open_page(width: int = 1200, height: int = 750):
+    """Open a browser and yield an empty page."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(ARGUMENTS))
+        try:
+            yield browser.new_page(viewport={'width': width, 'height': height})
+        finally:
+            browser.close()
+
+
+def picture_of(page) -> np.ndarray:
+    """Take what is seen: (H, W, 3), RGB."""
+    return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert('RGB'))
+
+
+def wait_for(condition, seconds: float = 30.0, what: str = 'it'):
+    """Wait until a condition holds; return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f'waited {seconds} s for {what} in vain'
+        time.sleep(0.2)
+    return found
+
+
+def room_scene(frames: int = 36, step: float = 0.16, seed: int = 5, stride: int = 3) -> Scene:
+    """Drive through a furnished room and see it with true depth, more surely where it is near."""
+    height, width, field = 240, 320, math.radians(70)
+    focal = width / 2 / math.tan(field / 2)
+    lens = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    poses = smooth_path(frames, seed, step)
+    images, depth = render(Room.room(seed), poses, lens.expand(frames, 3, 3), height, width)
+    first_from_room = torch.linalg.inv(poses[0].double())
+    world_from_camera = first_from_room @ poses.double()
+    points = unproject(depth, lens.expand(frames, 3, 3))[:, ::stride, ::stride]
+    count = points[0, ..., 0].numel()
+    xyz = transform_points(world_from_camera.float(), points.reshape(frames, count, 3))
+    near = depth[:, ::stride, ::stride].reshape(-1).numpy()
+    thumbnails = [make_thumbnail(image.numpy(), lens.double().numpy()) for image in images]
+    return Scene(
+        title='a furnished room, ray-cast',
+        warning='',
+        unit='m',
+        cameras=tuple(
+            SceneCamera(i * 200_000_000, world_from_camera[i].numpy(), matrix, image)
+            for i, (image, matrix) in enumerate(thumbnails)
+        ),
+        xyz=xyz.reshape(-1, 3).numpy(),
+        rgb=images[:, ::stride, ::stride].reshape(-1, 3).numpy(),
+        confidence=(1 + 8 / near**2).astype(np.float32),
+        frame=np.repeat(np.arange(frames, dtype=np.int32), count),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('output', type=Path)
+    output = parser.parse_args().output
+    viewer = Viewer(port=8123)
+    try:
+        with open_page(1400, 820) as page:
+            viewer.show(room_scene())
+            wait_for(lambda: viewer.points_shown, what='points')
+            page.goto(viewer.url)
+            page.wait_for_selector('text=points shown', timeout=60_000)
+            page.locator('.mantine-Notification-closeButton').click()  # it has no graphics card
+            page.wait_for_timeout(6000)
+            Image.fromarray(picture_of(page)).quantize(256).save(output, optimize=True)
+    finally:
+        viewer.close()
+
+
+if __name__ == '__main__':
+    main()
