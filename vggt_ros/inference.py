@@ -17,6 +17,7 @@ import torch
 from vggt_ros.embedded import find_embedded
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.kernels import attention_order, chosen_kernel, prefer
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
 from vggt_ros.preprocess import Batch, Pixels
@@ -36,6 +37,7 @@ class Network(Protocol):
     trained: bool  # False: random weights, the output means nothing
     device: str  # as torch writes it
     precision: str  # of the aggregator
+    attention: str  # the kernel that computes it, see `chosen_kernel`
     image_width: int  # pixels; the width that it was trained for
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
@@ -61,6 +63,11 @@ class VGGTNetwork:
         self.precision = precision
         self.image_width = image_width or model.config.img_size
         self._model = model.eval()
+        self._attention_order = attention_order(parameter.device)
+        with torch.inference_mode(), prefer(self._attention_order):
+            self.attention = chosen_kernel(
+                model.aggregator.head_dim, model.autocast_dtype or torch.float32, parameter.device
+            )
 
         # Encoded frames by number, with the pixels that they were encoded from, oldest first.
         self._tokens: dict[int, tuple[Pixels, torch.Tensor]] = {}
@@ -73,6 +80,11 @@ class VGGTNetwork:
         Frames that were in one of the last windows are not encoded again, and dense heads decode
         only the frames whose depth is wanted.
         """
+        with prefer(self._attention_order):
+            prediction: Prediction = self._run(batch, heads)
+            return prediction.cpu()
+
+    def _run(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
         height, width = batch.images.shape[-2:]
         tokens = self._encode(batch)
         rounds = self._model.aggregate(
@@ -82,8 +94,7 @@ class VGGTNetwork:
             batch.dense,
         )
         prediction = self._model.decode(rounds, (height, width), heads=heads)
-        described: Prediction = replace(prediction, descriptors=describe(tokens))
-        return described.cpu()
+        return replace(prediction, descriptors=describe(tokens))
 
     def _encode(self, batch: Batch) -> torch.Tensor:
         """Give the patch tokens (1, S, P, C) of a window; encode what is not known yet."""
@@ -117,7 +128,8 @@ class VGGTNetwork:
         """Run on windows (B, S, 3, H, W), with points to track (B, K, 2); see `VGGT.forward`."""
         if query_points is not None:
             query_points = query_points.to(self.device)
-        prediction: Prediction = self._model(images.to(self.device), query_points, heads)
+        with prefer(self._attention_order):
+            prediction: Prediction = self._model(images.to(self.device), query_points, heads)
         return prediction
 
 
@@ -145,7 +157,13 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     network = VGGTNetwork(
         model.to(device), name, trained, str(precision).removeprefix('torch.'), width
     )
-    logger.info('network %s on %s in %s', network.name, network.device, network.precision)
+    logger.info(
+        'network %s on %s in %s, attention by %s',
+        network.name,
+        network.device,
+        network.precision,
+        network.attention,
+    )
     if not trained:
         logger.warning(
             'the network is UNTRAINED: it shows that the pipeline runs, its geometry means nothing'

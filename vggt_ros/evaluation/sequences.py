@@ -106,7 +106,7 @@ class _Losing:
     def __init__(self, network: Network, window: int) -> None:
         self.name, self.trained = network.name, network.trained
         self.device, self.precision = network.device, network.precision
-        self.image_width = network.image_width
+        self.attention, self.image_width = network.attention, network.image_width
         self._network, self._window = network, window
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:

@@ -76,6 +76,7 @@ class TruthNetwork:
     trained = True
     device = 'cpu'
     precision = 'float64'
+    attention = 'none'
 
     def __init__(
         self, world: World, errors: Errors | None = None, image_width: int = 56, seed: int = 0
