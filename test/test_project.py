@@ -29,7 +29,7 @@ FLOW = (
     {'rectify', 'window', 'synchronise'},
     {'preprocess'},
     {'model'},
-    {'embedded'},
+    {'embedded', 'warm_up'},
     {'inference'},
     {'reconstruct'},
     {'intrinsics', 'metric_scale', 'alignment', 'pose_graph'},

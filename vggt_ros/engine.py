@@ -51,9 +51,10 @@ class StreamingEngine:
         Begin an empty map.
 
         :param scale_source: what knows metres, if `scale_source` asks for something.
-        :raises ValueError: if it asks for something that is not there, or loops for GTSAM.
+        :raises ValueError: if it asks for something that is not there, or loops for GTSAM, or if
+            the network cannot run as the settings ask.
         """
-        self._settings = settings
+        self._settings = settings = network.prepare(settings)
         self._network = network
         self._sliding = SlidingWindow(settings.window)
         self._scale = ScaleKeeper(settings.scale, scale_source)

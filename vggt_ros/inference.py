@@ -17,11 +17,12 @@ import torch
 from vggt_ros.embedded import find_embedded
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
-from vggt_ros.model.kernels import attention_order, chosen_kernel, prefer
+from vggt_ros.model.kernels import attention_order, chosen_kernel, compile_layers, prefer
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
 from vggt_ros.preprocess import Batch, Pixels
-from vggt_ros.settings import ModelSettings
+from vggt_ros.settings import ModelSettings, Settings
+from vggt_ros.warm_up import expect_load, make_windows
 
 UNTRAINED, EMBEDDED = 'untrained', 'embedded'  # checkpoints that are no files
 
@@ -46,6 +47,15 @@ class Network(Protocol):
 
         :param heads: of 'camera', 'depth', 'points', 'tracks'.
         :returns: tensors on the CPU, B = 1.
+        """
+        ...
+
+    def prepare(self, settings: Settings) -> Settings:
+        """
+        Get ready for windows as these settings make them, before the first one comes.
+
+        :returns: the settings to go on with.
+        :raises ValueError: if that cannot be.
         """
         ...
 
@@ -94,7 +104,8 @@ class VGGTNetwork:
             batch.dense,
         )
         prediction = self._model.decode(rounds, (height, width), heads=heads)
-        return replace(prediction, descriptors=describe(tokens))
+        described: Prediction = replace(prediction, descriptors=describe(tokens))
+        return described
 
     def _encode(self, batch: Batch) -> torch.Tensor:
         """Give the patch tokens (1, S, P, C) of a window; encode what is not known yet."""
@@ -117,6 +128,31 @@ class VGGTNetwork:
             if number not in batch.ids:
                 del known[number]
         return window
+
+    def prepare(self, settings: Settings) -> Settings:
+        """Compile the network, if that is wanted; see `Network`."""
+        if settings.model.compile:
+            self._compile(settings)
+        return settings
+
+    def _compile(self, settings: Settings) -> None:
+        load = expect_load(settings, self.image_width)
+        logger.info(
+            'compiling the network for windows of %d frames, %dx%d pixels',
+            load.frames,
+            load.width,
+            load.height,
+        )
+        compile_layers(self._model)
+        try:
+            for batch in make_windows(load, 2):
+                self(batch, ('camera', 'depth'))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of which every failure of torch's compiler is one
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f'compile is true, but torch cannot compile: {reason}') from error
+        self._tokens.clear()
 
     @torch.inference_mode()
     def predict(

@@ -98,6 +98,13 @@ class ModelSettings:
         'white bars make it square; square: black bars make it square.',
         choices=('crop', 'pad', 'square'),
     )
+    compile: bool = setting(
+        False,
+        'torch.compile makes kernels of its own for this network, while the node is configured: '
+        'that takes a minute or more and needs a C++ compiler. They are made for windows of '
+        'window_size images of 4:3 (of squares, with another fit than crop); other images are '
+        'compiled for at their first window.',
+    )
 
     def __post_init__(self) -> None:
         check_range(self)

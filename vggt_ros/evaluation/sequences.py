@@ -115,6 +115,9 @@ class _Losing:
             prediction.depth.fill_(torch.nan)
         return prediction
 
+    def prepare(self, settings: Settings) -> Settings:
+        return self._network.prepare(settings)
+
 
 def measure(
     updates: Sequence[MapUpdate],

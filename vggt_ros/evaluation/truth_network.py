@@ -21,6 +21,7 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch
+from vggt_ros.settings import Settings
 
 FIELD_OF_VIEW = 1.2  # horizontal, radians; pixels are square
 CONFIDENCE, LOW_CONFIDENCE = 5.0, 1.0  # the leftmost column of each image is not to be trusted
@@ -119,6 +120,10 @@ class TruthNetwork:
             depth_confidence=confidence,
             descriptors=torch.from_numpy(_describe(self._world.cameras(stamps))).unsqueeze(0),
         )
+
+    def prepare(self, settings: Settings) -> Settings:
+        """Need nothing; the settings stay."""
+        return settings
 
     def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
         """Turn and move each camera by chance."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of torch's fused attention kernels runs, chosen by us on CUDA and told to people.
+"""Which kernels run: torch's fused attention, chosen by us on CUDA, and compiled layers.
 
 Torch's own order of preference changes with its version, and the kernels differ by up to half in
 speed at the 64 channels of VGGT's heads. On a CPU torch's choice stands.
@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vggt_ros.model.block import Block
+from vggt_ros.model.dense_head import Scratch
 
 _HOPPER = 9  # compute capability from which cuDNN's attention is the fastest
 
@@ -58,3 +62,15 @@ def chosen_kernel(head_dim: int, dtype: torch.dtype, device: torch.device) -> st
     # better; the documented can_use_... functions answer for CUDA alone and know no order.
     chosen = SDPBackend(torch._fused_sdp_choice(tokens, tokens, tokens))
     return str(chosen.name).lower().removesuffix('_attention')
+
+
+def compile_layers(model: nn.Module) -> None:
+    """
+    Compile, at their first use with each shape, the layers that take nearly all of the time.
+
+    Whole blocks and the dense heads' convolutions, each by itself: what lies between them keeps
+    tables and picks frames, and blocks of one kind and shape share what was compiled.
+    """
+    for module in model.modules():
+        if isinstance(module, (Block, Scratch)):
+            module.compile(dynamic=False)
