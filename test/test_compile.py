@@ -57,7 +57,7 @@ def test_a_compiled_network_is_ready_after_configure_and_exact(model: VGGT) -> N
     thread.join()
     assert len(differences) == 12
     assert max(differences) <= 1e-5
-    assert all(block._compiled_call_impl for block in network._model.aggregator.frame_blocks)
+    assert all(block._compiled_call_impl for block in network.model.aggregator.frame_blocks)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -127,10 +127,10 @@ def package_dependencies() -> set[str]:
 
 
 def pip_dependencies() -> set[str]:
-    """Those of everybody, and those of who sets `loop_closure`."""
+    """Those of everybody, and those of who sets `loop_closure` or `int8`."""
     text = (ROOT / 'pyproject.toml').read_text()
-    blocks = re.findall(r'^(?:dependencies|loops) = \[(.*?)\]', text, re.M | re.S)
-    assert len(blocks) == 2
+    blocks = re.findall(r'^(?:dependencies|loops|int8) = \[(.*?)\]', text, re.M | re.S)
+    assert len(blocks) == 3
     return set(re.findall(r'"([\w-]+)', ''.join(blocks)))
 
 

@@ -17,6 +17,7 @@ import torch
 from vggt_ros.embedded import find_embedded
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.int8 import store_int8_weights
 from vggt_ros.model.kernels import attention_order, chosen_kernel, compile_layers, prefer
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
@@ -72,7 +73,7 @@ class VGGTNetwork:
         self.device = str(parameter.device)
         self.precision = precision
         self.image_width = image_width or model.config.img_size
-        self._model = model.eval()
+        self.model = model.eval()
         self._attention_order = attention_order(parameter.device)
         with torch.inference_mode(), prefer(self._attention_order):
             self.attention = chosen_kernel(
@@ -97,13 +98,13 @@ class VGGTNetwork:
     def _run(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
         height, width = batch.images.shape[-2:]
         tokens = self._encode(batch)
-        rounds = self._model.aggregate(
+        rounds = self.model.aggregate(
             tokens,
-            self._model.grid((height, width)),
-            self._model.rounds_for(heads),
+            self.model.grid((height, width)),
+            self.model.rounds_for(heads),
             batch.dense,
         )
-        prediction = self._model.decode(rounds, (height, width), heads=heads)
+        prediction = self.model.decode(rounds, (height, width), heads=heads)
         described: Prediction = replace(prediction, descriptors=describe(tokens))
         return described
 
@@ -118,7 +119,7 @@ class VGGTNetwork:
             if number not in known or known[number][0] is not image.pixels
         ]
         if new:
-            encoded = self._model.encode(batch.images[new].unsqueeze(0).to(self.device))[0]
+            encoded = self.model.encode(batch.images[new].unsqueeze(0).to(self.device))[0]
             for i, tokens in zip(new, encoded, strict=True):
                 known.pop(batch.ids[i], None)
                 known[batch.ids[i]] = batch.fitted[i].pixels, tokens
@@ -143,7 +144,7 @@ class VGGTNetwork:
             load.width,
             load.height,
         )
-        compile_layers(self._model)
+        compile_layers(self.model)
         try:
             for batch in make_windows(load, 2):
                 self(batch, ('camera', 'depth'))
@@ -165,7 +166,7 @@ class VGGTNetwork:
         if query_points is not None:
             query_points = query_points.to(self.device)
         with prefer(self._attention_order):
-            prediction: Prediction = self._model(images.to(self.device), query_points, heads)
+            prediction: Prediction = self.model(images.to(self.device), query_points, heads)
         return prediction
 
 
@@ -174,7 +175,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     Load the weights that the settings name onto the device that they name.
 
     :raises CheckpointError: if the weights cannot be had or do not fit.
-    :raises ValueError: if there is no such device.
+    :raises ValueError: if there is no such device, or the network cannot run as asked.
     """
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
@@ -190,6 +191,14 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
             model = VGGT(VGGTConfig.small())
     if precision != torch.float32:
         store_linear_weights(model, precision)
+    if settings.frame_rounds > model.config.agg.depth:
+        raise ValueError(
+            f'frame_rounds is {settings.frame_rounds}, expected at most '
+            f'{model.config.agg.depth}, the rounds of this network'
+        )
+    model.aggregator.frame_rounds = settings.frame_rounds
+    if settings.int8 != 'off':
+        store_int8_weights(model.aggregator, settings.int8)
     network = VGGTNetwork(
         model.to(device), name, trained, str(precision).removeprefix('torch.'), width
     )

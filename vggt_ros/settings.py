@@ -105,6 +105,20 @@ class ModelSettings:
         'window_size images of 4:3 (of squares, with another fit than crop); other images are '
         'compiled for at their first window.',
     )
+    int8: str = setting(
+        'off',
+        'Linear layers of the encoder and the aggregator in 8-bit integers, by torchao (pip '
+        "install 'vggt_ros[int8]'): less memory, less exact (docs/speed.md). weights: they are "
+        'kept so and computed with in the precision; dynamic: inputs are rounded too, row by row.',
+        choices=('off', 'weights', 'dynamic'),
+    )
+    frame_rounds: int = setting(
+        0,
+        'In so many of the first rounds, global attention looks within each frame only: faster '
+        'with many frames, less exact (docs/speed.md). 0: none, as the network was trained.',
+        low=0,
+        high=1000,
+    )
 
     def __post_init__(self) -> None:
         check_range(self)
