@@ -30,6 +30,7 @@ FLOW = (
     {'preprocess'},
     {'model'},
     {'embedded', 'warm_up'},
+    {'memory'},
     {'inference'},
     {'reconstruct'},
     {'intrinsics', 'metric_scale', 'alignment', 'pose_graph'},

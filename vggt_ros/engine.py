@@ -143,17 +143,26 @@ class StreamingEngine:
         )
 
     def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
-        """Run the network; where the device's memory does not suffice, on half the frames."""
+        """
+        Run the network.
+
+        Where the device's memory does not suffice, the network is to take less of it, and if it
+        cannot, windows are halved.
+        """
         while True:
             try:
                 return batch, self._network(batch, HEADS)
             except torch.cuda.OutOfMemoryError:
                 self._events['out_of_memory'] += 1
                 half = len(batch.ids) // 2
-                if half < _SMALLEST_WINDOW:
+                saved = self._network.save_memory()
+                if not saved and half < _SMALLEST_WINDOW:
                     raise
             # outside of the handler, whose traceback keeps the tensors of the attempt alive
             torch.cuda.empty_cache()
+            if saved:
+                logger.warning('the device is out of memory: %s', saved)
+                continue
             logger.warning(
                 'the device is out of memory with %d frames; windows have %d from now on',
                 len(batch.ids),

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from vggt_ros.embedded import find_embedded
+from vggt_ros.memory import GIGABYTE, fit_to_memory
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.model.int8 import store_int8_weights
@@ -57,6 +58,14 @@ class Network(Protocol):
 
         :returns: the settings to go on with.
         :raises ValueError: if that cannot be.
+        """
+        ...
+
+    def save_memory(self) -> str:
+        """
+        Give up some speed, but no result, after the device ran out of memory.
+
+        :returns: what was done, '' if nothing is left to be done.
         """
         ...
 
@@ -104,8 +113,10 @@ class VGGTNetwork:
             self.model.rounds_for(heads),
             batch.dense,
         )
+        descriptors = describe(tokens)
+        del tokens
         prediction = self.model.decode(rounds, (height, width), heads=heads)
-        described: Prediction = replace(prediction, descriptors=describe(tokens))
+        described: Prediction = replace(prediction, descriptors=descriptors)
         return described
 
     def _encode(self, batch: Batch) -> torch.Tensor:
@@ -123,7 +134,10 @@ class VGGTNetwork:
             for i, tokens in zip(new, encoded, strict=True):
                 known.pop(batch.ids[i], None)
                 known[batch.ids[i]] = batch.fitted[i].pixels, tokens
-        window = torch.stack([known[number][1] for number in batch.ids]).unsqueeze(0)
+        if len(new) == len(batch.ids):  # a long window by itself is not to be copied
+            window = encoded.unsqueeze(0)
+        else:
+            window = torch.stack([known[number][1] for number in batch.ids]).unsqueeze(0)
         # What left the window may be wanted again: by a joint window, or after one.
         for number in list(known)[: -_REMEMBERED * len(batch.ids)]:
             if number not in batch.ids:
@@ -131,10 +145,21 @@ class VGGTNetwork:
         return window
 
     def prepare(self, settings: Settings) -> Settings:
-        """Compile the network, if that is wanted; see `Network`."""
+        """Fit windows to the memory and compile the network, if that is wanted; see `Network`."""
+        if settings.model.max_device_memory:
+            settings, at_once = fit_to_memory(settings, self.model, self.image_width)
+            self.model.depth_head.frames_at_once = at_once
         if settings.model.compile:
             self._compile(settings)
         return settings
+
+    def save_memory(self) -> str:
+        """Let the dense head decode half as many frames at once; see `Network`."""
+        head = self.model.depth_head
+        if head.frames_at_once == 1:
+            return ''
+        head.frames_at_once //= 2
+        return f'depth is decoded {head.frames_at_once} frames at once from now on'
 
     def _compile(self, settings: Settings) -> None:
         load = expect_load(settings, self.image_width)
@@ -179,6 +204,8 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     """
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
+    if device.type == 'cuda':
+        limit_memory(device, settings.max_device_memory)
     name, trained, width = settings.checkpoint, settings.checkpoint != UNTRAINED, 0
     if trained:
         model = load_model(settings.checkpoint)
@@ -247,6 +274,13 @@ def choose_device(name: str) -> torch.device:
     if (device.index or 0) >= found:
         raise ValueError(f"device is '{name}', but torch sees {found} CUDA devices here")
     return device
+
+
+def limit_memory(device: torch.device, gigabytes: float) -> None:
+    """Let torch fail with OutOfMemoryError beyond this, whatever else is free; 0: no limit."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = min(gigabytes * GIGABYTE / total, 1.0) if gigabytes else 1.0
+    torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -105,6 +105,13 @@ class ModelSettings:
         'window_size images of 4:3 (of squares, with another fit than crop); other images are '
         'compiled for at their first window.',
     )
+    max_device_memory: float = setting(
+        0.0,
+        'Memory of the device that the network may take, GB; 0: all that is there. Windows are '
+        'fitted to it while the node is configured: dense heads take fewer frames at once, then '
+        'window_size becomes smaller, then resolution. Images of one camera, 4:3, are expected.',
+        low=0.0,
+    )
     int8: str = setting(
         'off',
         'Linear layers of the encoder and the aggregator in 8-bit integers, by torchao (pip '

@@ -118,6 +118,9 @@ class _Losing:
     def prepare(self, settings: Settings) -> Settings:
         return self._network.prepare(settings)
 
+    def save_memory(self) -> str:
+        return self._network.save_memory()
+
 
 def measure(
     updates: Sequence[MapUpdate],

@@ -125,6 +125,10 @@ class TruthNetwork:
         """Need nothing; the settings stay."""
         return settings
 
+    def save_memory(self) -> str:
+        """Take next to none; there is nothing to save."""
+        return ''
+
     def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
         """Turn and move each camera by chance."""
         moved = cameras.copy()

@@ -75,6 +75,7 @@ class Aggregator(nn.Module):
         blocks = zip(self.frame_blocks, self.global_blocks, strict=True)
         for index, (frame_block, global_block) in enumerate(blocks):
             within = frame_block(x.reshape(batch * count, -1, shape[-1]), table)
+            del x  # a window of hundreds of frames has no memory to spare
             together = batch * count if index < self.frame_rounds else batch
             across = global_block(within.reshape(together, -1, shape[-1]), table)
             x = across.reshape(shape)
