@@ -79,8 +79,13 @@ class StreamingEngine:
 
     @property
     def window_size(self) -> int:
-        """Moments in a window; less than the setting after the device ran out of memory."""
+        """Moments in a window; less than the setting where memory does not suffice for it."""
         return self._sliding.size
+
+    @property
+    def window_stride(self) -> int:
+        """New moments between two windows; may be less than the setting, as `window_size`."""
+        return self._sliding.stride
 
     @property
     def counts(self) -> dict[str, int]:

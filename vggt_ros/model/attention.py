@@ -130,7 +130,9 @@ class SelfAttention(nn.Module):
                 into[:, :, begin : begin + part.shape[1]] = each
             begin += part.shape[1]
         assert whole is not None  # a sequence has tokens
-        return self.attend(*whole.unbind(0)).transpose(1, 2).flatten(2)
+        attended = self.attend(*whole.unbind(0))
+        del whole, q, k, v, into, each  # before what follows may need a copy
+        return attended.transpose(1, 2).flatten(2)
 
 
 class CrossAttention(nn.Module):

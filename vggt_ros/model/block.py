@@ -93,8 +93,8 @@ class Block(nn.Module):
     def _run_in_parts(self, x: Tensor, table: RopeTable | None) -> Tensor:
         """Do the same with less memory: a few sequences at a time, or parts of one."""
         sequences, tokens = x.shape[:2]
-        out = torch.empty_like(x)
         if sequences > 1:
+            out = torch.empty_like(x)
             many = max(PART // tokens, 1)
             for part, into in zip(x.split(many), out.split(many), strict=True):
                 into.copy_(self.forward(part, table))
@@ -104,6 +104,7 @@ class Block(nn.Module):
         many = max(PART // frame, 1) * frame
         parts = x.split(many, dim=1)
         attended = self.attn.attend_to_parts(parts, self.norm1, table)
+        out = torch.empty_like(x)
         pieces = zip(parts, attended.split(many, dim=1), out.split(many, dim=1), strict=True)
         for part, answer, into in pieces:
             part = part + self.ls1(self.attn.proj(answer))
