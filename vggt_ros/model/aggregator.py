@@ -77,8 +77,7 @@ class Aggregator(nn.Module):
             within = frame_block(x.reshape(batch * count, -1, shape[-1]), table)
             del x  # a window of hundreds of frames has no memory to spare
             together = batch * count if index < self.frame_rounds else batch
-            across = global_block(within.reshape(together, -1, shape[-1]), table)
-            x = across.reshape(shape)
+            x = global_block(within.reshape(together, -1, shape[-1]), table).reshape(shape)
             within = within.reshape(shape)
             if index in rounds:
                 kept[index] = torch.cat((within[:, chosen], x[:, chosen]), dim=-1)
