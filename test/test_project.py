@@ -29,7 +29,8 @@ FLOW = (
     {'rectify', 'window', 'synchronise'},
     {'preprocess'},
     {'model'},
-    {'embedded'},
+    {'embedded', 'warm_up'},
+    {'memory'},
     {'inference'},
     {'reconstruct'},
     {'intrinsics', 'metric_scale', 'alignment', 'pose_graph', 'track_keeper'},
@@ -128,10 +129,11 @@ def package_dependencies() -> set[str]:
 
 
 def pip_dependencies() -> set[str]:
-    """Those of everybody, of who sets `loop_closure`, and of who has recordings."""
+    """Those of everybody, and those of the extras that the package imports."""
     text = (ROOT / 'pyproject.toml').read_text()
-    blocks = re.findall(r'^(?:dependencies|loops|offline) = \[(.*?)\]', text, re.M | re.S)
-    assert len(blocks) == 3
+    names = 'dependencies|loops|int8|offline'
+    blocks = re.findall(rf'^(?:{names}) = \[(.*?)\]', text, re.M | re.S)
+    assert len(blocks) == 4
     return set(re.findall(r'"([\w-]+)', ''.join(blocks)))
 
 

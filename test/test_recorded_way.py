@@ -62,6 +62,9 @@ class Knowing:
     def __init__(self, recording, growth=0.0):
         self.recording, self.growth = recording, growth
 
+    def prepare(self, settings):
+        return settings
+
     def __call__(self, batch, heads):  # noqa: ARG002 - what a network is asked for
         dense = [round((batch.frames[i].stamp_ns * 1e-9 - 5) * 10) for i in batch.dense_places]
         numbers = [round((frame.stamp_ns * 1e-9 - 5) * 10) for frame in batch.frames]

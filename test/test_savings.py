@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
+from vggt_ros import inference
 from vggt_ros.cli import benchmark
 from vggt_ros.evaluation.naive_forward import naive_forward
 from vggt_ros.evaluation.weight_recipe import fill
 from vggt_ros.frames import Frame
 from vggt_ros.inference import VGGTNetwork
 from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.model.attention import SelfAttention
+from vggt_ros.model.kernels import attention_order, chosen_kernel
 from vggt_ros.preprocess import Batch, fit_image, stack_images
 
 EXACT = 1e-5
@@ -65,6 +69,32 @@ def assert_same(network: VGGTNetwork, model: VGGT, batch: Batch) -> None:
     ):
         assert one.shape == other.shape
         assert (one - other).abs().max() <= EXACT * other.abs().max()
+
+
+@pytest.mark.parametrize(
+    'backend', [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda backend: backend.name
+)
+def test_the_network_says_which_attention_it_runs(
+    model: VGGT, monkeypatch: pytest.MonkeyPatch, backend: SDPBackend
+) -> None:
+    """Chosen as it is on CUDA; a CPU has these two kernels."""
+    monkeypatch.setattr(inference, 'attention_order', lambda _device: (backend,))
+    network = VGGTNetwork(model, 'test', True, 'float32')
+    with torch.profiler.profile() as profile:
+        assert_same(network, model, Stream(3).window([0, 1, 2]))
+    flash = 'aten::_scaled_dot_product_flash_attention_for_cpu'
+    names = [event.name for event in profile.events()]
+    blocks = sum(isinstance(module, SelfAttention) for module in model.modules())
+    trunk = model.config.camera.trunk_depth * (model.config.camera.num_iterations - 1)
+    # assert_same also runs the naive way, which leaves the choice to torch
+    assert names.count(flash) == (blocks + trunk) * (2 if network.attention == 'flash' else 1)
+    assert network.attention == backend.name.lower().removesuffix('_attention')
+
+
+def test_on_a_cpu_the_choice_of_attention_is_left_to_torch(model: VGGT) -> None:
+    assert attention_order(torch.device('cpu')) == ()
+    network = VGGTNetwork(model, 'test', True, 'float32')
+    assert network.attention == chosen_kernel(32, torch.float32, torch.device('cpu'))
 
 
 def encodings(model: VGGT) -> list[int]:

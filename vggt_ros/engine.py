@@ -69,9 +69,10 @@ class StreamingEngine:
         Begin an empty map.
 
         :param scale_source: what knows metres, if `scale_source` asks for something.
-        :raises ValueError: if it asks for something that is not there, or loops for GTSAM.
+        :raises ValueError: if it asks for something that is not there, or loops for GTSAM, or if
+            the network cannot run as the settings ask.
         """
-        self._settings = settings
+        self._settings = settings = network.prepare(settings)
         self._network = network
         self._sliding = SlidingWindow(settings.window)
         self._scale = ScaleKeeper(settings.scale, scale_source)
@@ -112,8 +113,13 @@ class StreamingEngine:
 
     @property
     def window_size(self) -> int:
-        """Moments in a window; less than the setting after the device ran out of memory."""
+        """Moments in a window; less than the setting where memory does not suffice for it."""
         return self._sliding.size
+
+    @property
+    def window_stride(self) -> int:
+        """New moments between two windows; may be less than the setting, as `window_size`."""
+        return self._sliding.stride
 
     @property
     def counts(self) -> dict[str, int]:
@@ -195,7 +201,12 @@ class StreamingEngine:
         return self._place(window, batch, prediction, reconstruction, alignment, stopwatch.seconds)
 
     def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
-        """Run the network; where the device's memory does not suffice, on half the frames."""
+        """
+        Run the network.
+
+        Where the device's memory does not suffice, the network is to take less of it, and if it
+        cannot, windows are halved.
+        """
         while True:
             batch = self._ask(batch)
             try:
@@ -205,10 +216,14 @@ class StreamingEngine:
             except torch.cuda.OutOfMemoryError:
                 self._events['out_of_memory'] += 1
                 half = len(batch.ids) // 2
-                if half < _SMALLEST_WINDOW:
+                saved = self._network.save_memory()
+                if not saved and half < _SMALLEST_WINDOW:
                     raise
             # outside of the handler, whose traceback keeps the tensors of the attempt alive
             torch.cuda.empty_cache()
+            if saved:
+                logger.warning('the device is out of memory: %s', saved)
+                continue
             logger.warning(
                 'the device is out of memory with %d frames; windows have %d from now on',
                 len(batch.ids),

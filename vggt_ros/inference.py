@@ -15,12 +15,16 @@ from typing import Protocol
 import torch
 
 from vggt_ros.embedded import find_embedded
+from vggt_ros.memory import GIGABYTE, fit_to_memory
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.int8 import store_int8_weights
+from vggt_ros.model.kernels import attention_order, chosen_kernel, compile_layers, prefer
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
 from vggt_ros.preprocess import Batch, Pixels, Queries
-from vggt_ros.settings import ModelSettings
+from vggt_ros.settings import ModelSettings, Settings
+from vggt_ros.warm_up import expect_load, make_windows
 
 UNTRAINED, EMBEDDED = 'untrained', 'embedded'  # checkpoints that are no files
 
@@ -36,6 +40,7 @@ class Network(Protocol):
     trained: bool  # False: random weights, the output means nothing
     device: str  # as torch writes it
     precision: str  # of the aggregator
+    attention: str  # the kernel that computes it, see `chosen_kernel`
     image_width: int  # pixels; the width that it was trained for
     tracks_trained: bool  # False: the head that follows points has random weights
 
@@ -46,6 +51,23 @@ class Network(Protocol):
         :param heads: of 'camera', 'depth', 'points', 'tracks'; the last follows `batch.queries`.
         :returns: tensors on the CPU, B = 1. Without tracks where it cannot follow points in
             images of this size.
+        """
+        ...
+
+    def prepare(self, settings: Settings) -> Settings:
+        """
+        Get ready for windows as these settings make them, before the first one comes.
+
+        :returns: the settings to go on with.
+        :raises ValueError: if that cannot be.
+        """
+        ...
+
+    def save_memory(self) -> str:
+        """
+        Give up some speed, but no result, after the device ran out of memory.
+
+        :returns: what was done, '' if nothing is left to be done.
         """
         ...
 
@@ -63,8 +85,13 @@ class VGGTNetwork:
         self.precision = precision
         self.image_width = image_width or model.config.img_size
         self.tracks_trained = trained and model.track_head.trained
-        self._model = model.eval()
         self._refusal = ''  # the last reason why points were not followed, said once
+        self.model = model.eval()
+        self._attention_order = attention_order(parameter.device)
+        with torch.inference_mode(), prefer(self._attention_order):
+            self.attention = chosen_kernel(
+                model.aggregator.head_dim, model.autocast_dtype or torch.float32, parameter.device
+            )
 
         # Encoded frames by number, with the pixels that they were encoded from, oldest first.
         self._tokens: dict[int, tuple[Pixels, torch.Tensor]] = {}
@@ -77,27 +104,34 @@ class VGGTNetwork:
         Frames that were in one of the last windows are not encoded again, and dense heads decode
         only the frames whose depth is wanted. Tracks need the rounds of all frames.
         """
+        with prefer(self._attention_order):
+            prediction: Prediction = self._run(batch, heads)
+            return prediction.cpu()
+
+    def _run(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
         size = batch.images.shape[-2], batch.images.shape[-1]
         queries = self._check_queries(batch.queries, size) if 'tracks' in heads else None
         tokens = self._encode(batch)
-        rounds = self._model.aggregate(
+        rounds = self.model.aggregate(
             tokens,
-            self._model.grid(size),
-            self._model.rounds_for(heads),
+            self.model.grid(size),
+            self.model.rounds_for(heads),
             batch.dense if queries is None else None,
         )
+        descriptors = describe(tokens)
+        del tokens
         if queries is None:
-            prediction = self._model.decode(rounds, size, heads=heads)
+            prediction = self.model.decode(rounds, size, heads=heads)
         else:
             points = torch.from_numpy(queries.points).to(self.device)[None]
             frames = torch.from_numpy(queries.frames).to(self.device)[None]
-            prediction = self._model.decode(rounds, size, points, heads, frames, batch.dense)
-        described: Prediction = replace(prediction, descriptors=describe(tokens))
-        return described.cpu()
+            prediction = self.model.decode(rounds, size, points, heads, frames, batch.dense)
+        described: Prediction = replace(prediction, descriptors=descriptors)
+        return described
 
     def _check_queries(self, queries: Queries | None, size: tuple[int, int]) -> Queries | None:
         """Leave out what cannot be followed in images of this size, and say so once."""
-        refusal = self._model.refuse_tracks(size)
+        refusal = self.model.refuse_tracks(size)
         if refusal and queries is not None and refusal != self._refusal:
             logger.warning('no point is followed: %s; set another resolution', refusal)
             self._refusal = refusal
@@ -114,16 +148,55 @@ class VGGTNetwork:
             if number not in known or known[number][0] is not image.pixels
         ]
         if new:
-            encoded = self._model.encode(batch.images[new].unsqueeze(0).to(self.device))[0]
+            encoded = self.model.encode(batch.images[new].unsqueeze(0).to(self.device))[0]
             for i, tokens in zip(new, encoded, strict=True):
                 known.pop(batch.ids[i], None)
                 known[batch.ids[i]] = batch.fitted[i].pixels, tokens
-        window = torch.stack([known[number][1] for number in batch.ids]).unsqueeze(0)
+        if len(new) == len(batch.ids):  # a long window by itself is not to be copied
+            window = encoded.unsqueeze(0)
+        else:
+            window = torch.stack([known[number][1] for number in batch.ids]).unsqueeze(0)
         # What left the window may be wanted again: by a joint window, or after one.
         for number in list(known)[: -_REMEMBERED * len(batch.ids)]:
             if number not in batch.ids:
                 del known[number]
         return window
+
+    def prepare(self, settings: Settings) -> Settings:
+        """Fit windows to the memory and compile the network, if that is wanted; see `Network`."""
+        if settings.model.max_device_memory:
+            settings, at_once = fit_to_memory(settings, self.model, self.image_width)
+            self.model.depth_head.frames_at_once = at_once
+        if settings.model.compile:
+            self._compile(settings)
+        return settings
+
+    def save_memory(self) -> str:
+        """Let the dense head decode half as many frames at once; see `Network`."""
+        head = self.model.depth_head
+        if head.frames_at_once == 1:
+            return ''
+        head.frames_at_once //= 2
+        return f'depth is decoded {head.frames_at_once} frames at once from now on'
+
+    def _compile(self, settings: Settings) -> None:
+        load = expect_load(settings, self.image_width)
+        logger.info(
+            'compiling the network for windows of %d frames, %dx%d pixels',
+            load.frames,
+            load.width,
+            load.height,
+        )
+        compile_layers(self.model)
+        try:
+            for batch in make_windows(load, 2):
+                self(batch, ('camera', 'depth'))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of which every failure of torch's compiler is one
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f'compile is true, but torch cannot compile: {reason}') from error
+        self._tokens.clear()
 
     @torch.inference_mode()
     def predict(
@@ -135,7 +208,8 @@ class VGGTNetwork:
         """Run on windows (B, S, 3, H, W), with points to track (B, K, 2); see `VGGT.forward`."""
         if query_points is not None:
             query_points = query_points.to(self.device)
-        prediction: Prediction = self._model(images.to(self.device), query_points, heads)
+        with prefer(self._attention_order):
+            prediction: Prediction = self.model(images.to(self.device), query_points, heads)
         return prediction
 
 
@@ -144,10 +218,12 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     Load the weights that the settings name onto the device that they name.
 
     :raises CheckpointError: if the weights cannot be had or do not fit.
-    :raises ValueError: if there is no such device.
+    :raises ValueError: if there is no such device, or the network cannot run as asked.
     """
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
+    if device.type == 'cuda':
+        limit_memory(device, settings.max_device_memory)
     name, trained, width = settings.checkpoint, settings.checkpoint != UNTRAINED, 0
     if trained:
         model = load_model(settings.checkpoint)
@@ -160,10 +236,24 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
             model = VGGT(VGGTConfig.small())
     if precision != torch.float32:
         store_linear_weights(model, precision)
+    if settings.frame_rounds > model.config.agg.depth:
+        raise ValueError(
+            f'frame_rounds is {settings.frame_rounds}, expected at most '
+            f'{model.config.agg.depth}, the rounds of this network'
+        )
+    model.aggregator.frame_rounds = settings.frame_rounds
+    if settings.int8 != 'off':
+        store_int8_weights(model.aggregator, settings.int8)
     network = VGGTNetwork(
         model.to(device), name, trained, str(precision).removeprefix('torch.'), width
     )
-    logger.info('network %s on %s in %s', network.name, network.device, network.precision)
+    logger.info(
+        'network %s on %s in %s, attention by %s',
+        network.name,
+        network.device,
+        network.precision,
+        network.attention,
+    )
     if not trained:
         logger.warning(
             'the network is UNTRAINED: it shows that the pipeline runs, its geometry means nothing'
@@ -202,6 +292,13 @@ def choose_device(name: str) -> torch.device:
     if (device.index or 0) >= found:
         raise ValueError(f"device is '{name}', but torch sees {found} CUDA devices here")
     return device
+
+
+def limit_memory(device: torch.device, gigabytes: float) -> None:
+    """Let torch fail with OutOfMemoryError beyond this, whatever else is free; 0: no limit."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = min(gigabytes * GIGABYTE / total, 1.0) if gigabytes else 1.0
+    torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

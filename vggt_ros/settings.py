@@ -98,6 +98,34 @@ class ModelSettings:
         'white bars make it square; square: black bars make it square.',
         choices=('crop', 'pad', 'square'),
     )
+    compile: bool = setting(
+        False,
+        'torch.compile makes kernels of its own for this network, while the node is configured: '
+        'that takes a minute or more and needs a C++ compiler. They are made for windows of '
+        'window_size images of 4:3 (of squares, with another fit than crop); other images are '
+        'compiled for at their first window.',
+    )
+    max_device_memory: float = setting(
+        0.0,
+        'Memory of the device that the network may take, GB; 0: all that is there. Windows are '
+        'fitted to it while the node is configured: dense heads take fewer frames at once, then '
+        'window_size becomes smaller, then resolution. Images of one camera, 4:3, are expected.',
+        low=0.0,
+    )
+    int8: str = setting(
+        'off',
+        'Linear layers of the encoder and the aggregator in 8-bit integers, by torchao (pip '
+        "install 'vggt_ros[int8]'): less memory, less exact (docs/speed.md). weights: they are "
+        'kept so and computed with in the precision; dynamic: inputs are rounded too, row by row.',
+        choices=('off', 'weights', 'dynamic'),
+    )
+    frame_rounds: int = setting(
+        0,
+        'In so many of the first rounds, global attention looks within each frame only: faster '
+        'with many frames, less exact (docs/speed.md). 0: none, as the network was trained.',
+        low=0,
+        high=1000,
+    )
 
     def __post_init__(self) -> None:
         check_range(self)

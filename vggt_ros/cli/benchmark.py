@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from vggt_ros.evaluation.speed import Load, as_table, measure
+from vggt_ros.evaluation.speed import as_table, measure
 from vggt_ros.inference import choose_device, choose_precision
 from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
 from vggt_ros.settings import PATCH_SIZE
+from vggt_ros.warm_up import Load
 
 SIZES = {'small': VGGTConfig.small, 'vggt_1b': VGGTConfig.vggt_1b}
 
@@ -39,6 +40,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--windows', type=int, default=10, help='that are timed of each')
     parser.add_argument('--device', default='auto')
     parser.add_argument('--precision', default='auto')
+    parser.add_argument(
+        '--compile', action='store_true', help='time the engine with compiled layers too'
+    )
     parser.add_argument('--json', type=Path, help='file for all figures')
     return parser.parse_args()
 
@@ -66,7 +70,8 @@ def main() -> None:
     for width, height in asked.resolution:
         for frames in asked.frames:
             for stride in sorted({min(each, frames) for each in asked.stride}):
-                told = measure(model, Load(frames, stride, height, width), asked.windows)
+                load = Load(frames, stride, height, width)
+                told = measure(model, load, asked.windows, asked.compile)
                 found.append(
                     {
                         'size': asked.size,
@@ -78,7 +83,7 @@ def main() -> None:
                         **told,
                     }
                 )
-                print(as_table(found[-1:]).splitlines()[-1], flush=True)
+                print(as_table(found[-1:]).splitlines()[2], flush=True)
     print(as_table(found))
     if asked.json is not None:
         about = {

@@ -107,6 +107,7 @@ class _Losing:
         self.name, self.trained = network.name, network.trained
         self.device, self.precision = network.device, network.precision
         self.image_width, self.tracks_trained = network.image_width, network.tracks_trained
+        self.attention = network.attention
         self._network, self._window = network, window
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
@@ -114,6 +115,12 @@ class _Losing:
         if batch.window_id == self._window and prediction.depth is not None:
             prediction.depth.fill_(torch.nan)
         return prediction
+
+    def prepare(self, settings: Settings) -> Settings:
+        return self._network.prepare(settings)
+
+    def save_memory(self) -> str:
+        return self._network.save_memory()
 
 
 def measure(

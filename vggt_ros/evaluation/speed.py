@@ -9,9 +9,9 @@ node's own work is `make soak`'s.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,64 +21,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_ros.engine import HEADS
 from vggt_ros.evaluation.naive_forward import naive_forward
-from vggt_ros.frames import Frame
 from vggt_ros.inference import VGGTNetwork
 from vggt_ros.model import VGGT
-from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
-from vggt_ros.settings import AlignmentSettings
+from vggt_ros.model.kernels import compile_layers
+from vggt_ros.preprocess import Batch
+from vggt_ros.warm_up import Load, make_windows
 
 _MATMUL = 2048  # side of the matrices by which the device's peak is measured
 
 
-@dataclass(frozen=True)
-class Load:
-    """What is asked of the network."""
-
-    frames: int  # of a window
-    stride: int  # new ones among them
-    height: int  # pixels
-    width: int
-
-
-def make_windows(load: Load, count: int) -> list[Batch]:
-    """Slide a window over pictures of noise, which cost what any picture costs."""
-    random = np.random.default_rng(0)
-    fitted: dict[int, FittedImage] = {}
-    windows = []
-    for window in range(count):
-        ids = tuple(range(window * load.stride, window * load.stride + load.frames))
-        for number in ids:
-            if number not in fitted:
-                picture = random.integers(0, 256, (load.height, load.width, 3), np.uint8)
-                fitted[number] = fit_image(picture, load.width, 'crop')
-        images = tuple(fitted[number] for number in ids)
-        windows.append(
-            Batch(
-                images=stack_images([image.pixels for image in images]),
-                fitted=images,
-                frames=tuple(Frame(image.pixels, 0, 'camera') for image in images),
-                ids=ids,
-                window_id=window,
-                dense=_dense(load) if window else None,
-            )
-        )
-    return windows
-
-
-def _dense(load: Load) -> tuple[int, ...]:
-    """Choose what the engine asks for: new frames, and some shared ones to align by."""
-    shared = load.frames - load.stride
-    wanted = min(AlignmentSettings().alignment_frames, shared)
-    spread = np.linspace(0, shared - 1, wanted).round().astype(int).tolist() if shared else []
-    return (*spread, *range(shared, load.frames))
-
-
-def measure(model: VGGT, load: Load, windows: int) -> dict[str, Any]:
+def measure(model: VGGT, load: Load, windows: int, with_compiled: bool = False) -> dict[str, Any]:
     """
     Time naive and engine in turn.
 
     :param model: whose parameters need no gradients, or the FLOPs cannot be counted.
     :param windows: of each that are counted, after one that is not.
+    :param with_compiled: time the engine with compiled layers too, as `compiled`.
     :returns: `ratio_to_naive` (of the medians), `windows_per_second`, latencies in s (`p50`, `p95`
         of a window and of one new frame), `flops` of a window and `tflops` per second for both,
         `matmul_tflops` (the device's, by products of large matrices), `floor_ratio` (time against
@@ -105,12 +63,16 @@ def measure(model: VGGT, load: Load, windows: int) -> dict[str, Any]:
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     seconds: dict[str, list[float]] = {'naive': [], 'engine': []}
+    compiled = _compile(model, batches[:2]) if with_compiled else None
     memory = None
     for batch in batches[1:]:
         seconds['engine'].append(_time(device, partial(run_engine, batch)))
         if device.type == 'cuda':
             memory = torch.cuda.max_memory_allocated(device)
         seconds['naive'].append(_time(device, partial(run_naive, batch)))
+        if compiled is not None:
+            told = _time(device, lambda batch=batch: compiled(batch, HEADS))  # type: ignore[misc]
+            seconds.setdefault('compiled', []).append(told)
     peak = measure_matmul(device)
     found: dict[str, Any] = {}
     for way, times in seconds.items():
@@ -119,8 +81,8 @@ def measure(model: VGGT, load: Load, windows: int) -> dict[str, Any]:
             'p50': float(p50),
             'p95': float(p95),
             'p50_per_new_frame': float(p50) / load.stride,
-            'flops': flops[way],
-            'tflops': flops[way] / float(p50) / 1e12,
+            'flops': flops['naive' if way == 'naive' else 'engine'],
+            'tflops': flops['naive' if way == 'naive' else 'engine'] / float(p50) / 1e12,
         }
     engine = found['engine']
     return {
@@ -131,8 +93,19 @@ def measure(model: VGGT, load: Load, windows: int) -> dict[str, Any]:
         'floor_ratio': engine['p50'] / (engine['flops'] / peak),
         'flops_ratio': flops['naive'] / flops['engine'],
         'peak_memory_bytes': memory,
+        **({'ratio_of_compiled': engine['p50'] / found['compiled']['p50']} if compiled else {}),
         **found,
     }
+
+
+def _compile(model: VGGT, batches: list[Batch]) -> VGGTNetwork:
+    """Compile a copy of the model for windows like the second, of which the first goes before."""
+    copied = copy.deepcopy(model)
+    compile_layers(copied)
+    network = VGGTNetwork(copied, 'compiled', False, 'float32')
+    for batch in (*batches, batches[0]):
+        network(batch, HEADS)
+    return network
 
 
 def measure_matmul(device: torch.device) -> float:
@@ -175,4 +148,7 @@ def as_table(found: list[dict[str, Any]]) -> str:
             f'{each["engine"]["p50"]:.3g} | {each["naive"]["p50"]:.3g} | '
             f'{each["ratio_to_naive"]:.2f} | {each["flops_ratio"]:.2f} | {share:.0%} |'
         )
+    told = [each['ratio_of_compiled'] for each in found if 'ratio_of_compiled' in each]
+    if told:
+        lines += ['', 'engine s / compiled engine s: ' + ', '.join(f'{t:.2f}' for t in told)]
     return '\n'.join(lines)

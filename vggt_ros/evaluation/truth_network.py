@@ -21,6 +21,7 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch
+from vggt_ros.settings import Settings
 
 FIELD_OF_VIEW = 1.2  # horizontal, radians; pixels are square
 CONFIDENCE, LOW_CONFIDENCE = 5.0, 1.0  # the leftmost column of each image is not to be trusted
@@ -86,6 +87,7 @@ class TruthNetwork:
     trained = tracks_trained = True
     device = 'cpu'
     precision = 'float64'
+    attention = 'none'
 
     def __init__(
         self, world: World, errors: Errors | None = None, image_width: int = 56, seed: int = 0
@@ -153,6 +155,14 @@ class TruthNetwork:
             'visibility': seen.float()[None],
             'track_confidence': torch.ones(1, *seen.shape),
         }
+
+    def prepare(self, settings: Settings) -> Settings:
+        """Need nothing; the settings stay."""
+        return settings
+
+    def save_memory(self) -> str:
+        """Take next to none; there is nothing to save."""
+        return ''
 
     def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
         """Turn and move each camera by chance."""

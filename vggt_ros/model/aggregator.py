@@ -29,6 +29,9 @@ class Aggregator(nn.Module):
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
         dim, agg = config.embed_dim, config.agg
+        # First rounds whose global attention sees one frame at a time; other than 0 only where a
+        # network is to be faster than it was trained to be.
+        self.frame_rounds = 0
         self.special_tokens = 1 + agg.num_register_tokens
         self.head_dim = dim // agg.num_heads
         self.rope_base = agg.rope_freq
@@ -72,8 +75,9 @@ class Aggregator(nn.Module):
         blocks = zip(self.frame_blocks, self.global_blocks, strict=True)
         for index, (frame_block, global_block) in enumerate(blocks):
             within = frame_block(x.reshape(batch * count, -1, shape[-1]), table)
-            across = global_block(within.reshape(batch, -1, shape[-1]), table)
-            x = across.reshape(shape)
+            del x  # a window of hundreds of frames has no memory to spare
+            together = batch * count if index < self.frame_rounds else batch
+            x = global_block(within.reshape(together, -1, shape[-1]), table).reshape(shape)
             within = within.reshape(shape)
             if index in rounds:
                 kept[index] = torch.cat((within[:, chosen], x[:, chosen]), dim=-1)

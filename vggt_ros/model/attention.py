@@ -11,7 +11,7 @@ Source: VGGT (arXiv 2503.11651); RoFormer (arXiv 2104.09864) for the rotation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -99,13 +99,40 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, table: RopeTable | None = None) -> Tensor:
         """x: (B, N, C) → (B, N, C)."""
+        attended = self.attend(*self.project(x, table))
+        return cast(Tensor, self.proj(attended.transpose(1, 2).flatten(2)))
+
+    def project(self, x: Tensor, table: RopeTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, C) → queries, keys and values, each (B, heads, N, D)."""
         # (B, N, 3, heads, D) → 3 × (B, heads, N, D)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = normed(self.q_norm, q), normed(self.k_norm, k)
         if table is not None:
             q, k = self.rope(q, table), self.rope(k, table)
-        attended = self.attend(q, k, v)
-        return cast(Tensor, self.proj(attended.transpose(1, 2).flatten(2)))
+        return q, k, v
+
+    def attend_to_parts(
+        self, parts: Sequence[Tensor], norm: nn.Module, table: RopeTable | None
+    ) -> Tensor:
+        """
+        Run on the parts (B, n, C) of one sequence, of whole frames, before `proj`: (B, N, C).
+
+        Queries and keys are kept in the type of the values, to which autocast would bring them.
+        """
+        count = sum(part.shape[1] for part in parts)
+        whole: Tensor | None = None
+        begin = 0
+        for part in parts:
+            q, k, v = self.project(norm(part), table)
+            if whole is None:
+                whole = v.new_empty(3, *v.shape[:2], count, v.shape[-1])
+            for into, each in zip(whole, (q, k, v), strict=True):
+                into[:, :, begin : begin + part.shape[1]] = each
+            begin += part.shape[1]
+        assert whole is not None  # a sequence has tokens
+        attended = self.attend(*whole.unbind(0))
+        del whole, q, k, v, into, each  # before what follows may need a copy
+        return attended.transpose(1, 2).flatten(2)
 
 
 class CrossAttention(nn.Module):

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from vggt_ros.model.config import VGGTConfig
 
-FRAMES_AT_ONCE = 8
+FRAMES_AT_ONCE = 8  # that are decoded together; fewer take less memory
 CODE_BASE = 100.0
 CODE_STRENGTH = 0.1
 
@@ -187,6 +187,7 @@ class DenseHead(DenseDecoder):
             coded=True,
         )
         self.activate = activate
+        self.frames_at_once = FRAMES_AT_ONCE
 
     def forward(self, levels: Sequence[Tensor], image_size: Size) -> tuple[Tensor, Tensor]:
         """
@@ -195,7 +196,7 @@ class DenseHead(DenseDecoder):
         :param levels: four (B, S, P, 2C), of all frames or of some.
         :returns: values (B, S, H, W, V) and confidence (B, S, H, W), at least 1.
         """
-        raw = by_frames(lambda part: self.raw(part, image_size), levels)
+        raw = by_frames(lambda part: self.raw(part, image_size), levels, self.frames_at_once)
         raw = raw.movedim(2, -1)
         return self.activate(raw[..., :-1]), 1 + raw[..., -1].exp()
 
@@ -204,10 +205,14 @@ class DenseHead(DenseDecoder):
         return cast(Tensor, self.scratch.output_conv2(self.decode(levels, image_size, image_size)))
 
 
-def by_frames(decode: Callable[[list[Tensor]], Tensor], levels: Sequence[Tensor]) -> Tensor:
+def by_frames(
+    decode: Callable[[list[Tensor]], Tensor],
+    levels: Sequence[Tensor],
+    at_once: int = FRAMES_AT_ONCE,
+) -> Tensor:
     """Run `decode`, (N, …) → (N, …), on the frames of (B, S, …), a few at a time."""
     batch_and_frames = levels[0].shape[:2]
-    parts = zip(*(level.flatten(0, 1).split(FRAMES_AT_ONCE) for level in levels), strict=True)
+    parts = zip(*(level.flatten(0, 1).split(at_once) for level in levels), strict=True)
     joined: Tensor = torch.cat([decode(list(part)) for part in parts])
     decoded: Tensor = joined.unflatten(0, batch_and_frames)
     return decoded

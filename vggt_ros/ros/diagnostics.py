@@ -68,6 +68,7 @@ class Diagnostics:
             'model_trained': self._network.trained,
             'device': self._network.device,
             'precision': self._network.precision,
+            'attention': self._network.attention,
             'device_memory': measure_memory(self._network.device),
             'window_size': window_size,
             'image_publishers': publishers,

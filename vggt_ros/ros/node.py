@@ -127,7 +127,7 @@ class VggtNode(LifecycleNode):
         self._pipeline = Pipeline(
             self,
             self._node_settings,
-            self._settings.window.window_stride,
+            self._engine.window_stride,
             self._network,
             self._engine,
             self._map_publishers,

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that are faster and less exact: off by default, and they do what they say."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vggt_ros.cli import approximations
+from vggt_ros.engine import HEADS
+from vggt_ros.inference import VGGTNetwork, load_network
+from vggt_ros.model.attention import explicit_attention, use_attention
+from vggt_ros.settings import ModelSettings
+from vggt_ros.warm_up import Load, make_windows
+
+BATCH = make_windows(Load(frames=4, stride=1, height=56, width=84), 1)[0]
+
+
+def load(**settings: object) -> VGGTNetwork:
+    return load_network(ModelSettings(checkpoint='embedded', device='cpu', **settings))
+
+
+def depth_of(network: VGGTNetwork) -> torch.Tensor:
+    depth = network(BATCH, HEADS).depth
+    assert depth is not None
+    return depth
+
+
+def change(network: VGGTNetwork) -> float:
+    plain = depth_of(load())
+    return float((depth_of(network) / plain - 1).abs().median())
+
+
+def test_nothing_is_approximated_by_default() -> None:
+    assert (ModelSettings().int8, ModelSettings().frame_rounds) == ('off', 0)
+    assert change(load()) == 0
+
+
+def test_frames_of_which_every_round_is_alone_do_not_know_of_each_other() -> None:
+    network = load(frame_rounds=4)
+    depth = depth_of(network)
+    other = depth_of_changed_last(network)
+    assert torch.allclose(depth[:, :-1], other[:, :-1], rtol=1e-5)
+    assert not torch.allclose(depth[:, -1], other[:, -1], rtol=1e-2)
+    plain = load()
+    assert not torch.allclose(depth_of(plain)[:, 0], depth_of_changed_last(plain)[:, 0], rtol=1e-4)
+
+
+def depth_of_changed_last(network: VGGTNetwork) -> torch.Tensor:
+    images = BATCH.images.clone()
+    images[-1] = 1 - images[-1]
+    depth = network.predict(images[None], HEADS).depth
+    assert depth is not None
+    return depth
+
+
+def test_frame_rounds_save_operations() -> None:
+    counts = []
+    for rounds in (0, 2):
+        network = load(frame_rounds=rounds)
+        network.model.requires_grad_(False)
+        use_attention(network.model, explicit_attention)  # torch does not count the fused one
+        with FlopCounterMode(display=False) as counter:
+            network(BATCH, HEADS)
+        counts.append(counter.get_total_flops())
+    assert counts[1] < counts[0]
+
+
+def test_more_frame_rounds_than_there_are_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match='frame_rounds is 5, expected at most 4'):
+        load(frame_rounds=5)
+
+
+@pytest.mark.parametrize('way', ['weights', 'dynamic'])
+def test_int8_weights_are_small_and_near(way: str) -> None:
+    pytest.importorskip('torchao', reason="needs torchao: pip install 'vggt_ros[int8]'")
+    network = load(int8=way)
+    linear = network.model.aggregator.frame_blocks[0].mlp.fc1
+    assert not torch.equal(linear.weight.dequantize(), load_weight())
+    assert 0 < change(network) < 0.01
+
+
+def load_weight() -> torch.Tensor:
+    return load().model.aggregator.frame_blocks[0].mlp.fc1.weight
+
+
+def test_int8_without_torchao_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'torchao.quantization', None)
+    with pytest.raises(ValueError, match="int8 is 'weights', which needs torchao: pip install"):
+        load(int8='weights')
+
+
+def test_losses_are_measured_on_the_same_windows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, 'argv', ['approximations', '--windows', '1', '--frames', '3'])
+    approximations.main()
+    rows = capsys.readouterr().out.splitlines()
+    plain = next(row for row in rows if row.startswith('| plain |')).split('|')
+    assert float(plain[5]) == 0 and float(plain[6]) == 1
+    rounds = next(row for row in rows if row.startswith('| frame_rounds: 2 |')).split('|')
+    assert float(rounds[5]) > 0

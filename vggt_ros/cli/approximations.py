@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Measure what the settings that trade exactness for speed cost on synthetic windows.
+
+    python -m vggt_ros.cli.approximations --windows 100
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from vggt_ros.evaluation.approximations import (
+    PLAIN,
+    Way,
+    as_it_is,
+    as_table,
+    at_half_size,
+    compare,
+    round_rope_table,
+)
+from vggt_ros.inference import EMBEDDED, load_network
+from vggt_ros.settings import PATCH_SIZE, ModelSettings
+from vggt_ros.training.samples import SyntheticSource
+
+
+def main() -> None:
+    """Compare them all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--model', default=EMBEDDED, help='checkpoint, as the node takes it')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--seed', type=int, default=1, help='of rooms and noise')
+    parser.add_argument('--windows', type=int, default=100)
+    parser.add_argument('--frames', type=int, default=8)
+    parser.add_argument('--int8', action='store_true', help='also 8-bit weights; needs torchao')
+    asked = parser.parse_args()
+
+    def load(**settings: object) -> Way:
+        return as_it_is(load_settings(**settings))
+
+    def load_settings(**settings: object):
+        given = {'checkpoint': asked.model, 'device': asked.device, **settings}
+        return load_network(ModelSettings(**given))
+
+    plain = load_settings()
+    width = plain.image_width
+    # twice as many patches as half the size has
+    height = max(round(0.75 * width / PATCH_SIZE / 2), 1) * 2 * PATCH_SIZE
+    rounded = load_settings()
+    round_rope_table(rounded, height, width)
+    ways = {PLAIN: as_it_is(plain)}
+    ways |= {f'frame_rounds: {count}': load(frame_rounds=count) for count in (1, 2)}
+    if asked.int8:
+        ways |= {f'int8: {way}': load(int8=way) for way in ('weights', 'dynamic')}
+    if width % (2 * PATCH_SIZE) == 0:
+        ways['half the resolution'] = at_half_size(plain)
+    ways['RoPE table in bfloat16'] = as_it_is(rounded)
+    source = SyntheticSource('test', asked.seed, height, width, 0)
+    print(as_table(compare(ways, source, asked.windows, asked.frames)))
+
+
+if __name__ == '__main__':
+    main()
