@@ -243,7 +243,7 @@ class StreamingEngine:
         """Choose frames for depth: those that lie in no map yet, and some that do, spread out."""
         placed = () if self._placed is None else self._placed.frames
         shared = [i for i, number in enumerate(ids) if number in placed]
-        wanted = min(self._settings.alignment.alignment_frames, len(shared))
+        wanted = self._settings.alignment.decoded_of(len(shared))
         spread = {shared[round(at)] for at in np.linspace(0, len(shared) - 1, wanted)}
         return tuple(i for i, number in enumerate(ids) if number not in placed or i in spread)
 

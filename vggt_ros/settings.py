@@ -219,10 +219,10 @@ class AlignmentSettings:
         low=0.0,
     )
     alignment_frames: int = setting(
-        2,
+        0,
         'Frames shared with the map whose depth is computed again, to find how long the unit of a '
-        'window is. More are more exact and take longer.',
-        low=1,
+        'window is. More are more exact and take longer. 0: two, but one of two or three.',
+        low=0,
         high=512,
     )
     loop_closure: bool = setting(
@@ -241,6 +241,10 @@ class AlignmentSettings:
 
     def __post_init__(self) -> None:
         check_range(self)
+
+    def decoded_of(self, shared: int) -> int:
+        """Say of how many of the shared frames depth is computed again."""
+        return min(self.alignment_frames or min(2, max(1, shared // 2)), shared)
 
 
 @dataclass(frozen=True)

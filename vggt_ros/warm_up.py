@@ -14,7 +14,7 @@ import numpy as np
 
 from vggt_ros.frames import Frame
 from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
-from vggt_ros.settings import PATCH_SIZE, Settings
+from vggt_ros.settings import PATCH_SIZE, AlignmentSettings, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,15 @@ class Load:
     stride: int  # new ones among them
     height: int  # pixels
     width: int
-    aligned: int = 2  # frames of the overlap whose depth is wanted, see `alignment_frames`
+    alignment: AlignmentSettings = (
+        AlignmentSettings()
+    )  # says of which shared frames depth is wanted
 
     @property
     def dense(self) -> tuple[int, ...]:
         """Places of the frames whose depth is wanted once the map has begun."""
         shared = self.frames - self.stride
-        wanted = min(self.aligned, shared)
+        wanted = self.alignment.decoded_of(shared)
         spread = np.linspace(0, shared - 1, wanted).round().astype(int).tolist() if shared else []
         return (*spread, *range(shared, self.frames))
 
@@ -55,7 +57,7 @@ def expect_load(settings: Settings, image_width: int) -> Load:
         window.window_stride,
         height,
         width,
-        settings.alignment.alignment_frames,
+        settings.alignment,
     )
 
 

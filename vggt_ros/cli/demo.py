@@ -5,7 +5,8 @@ The demo: a synthetic camera, the node and a recorder as three processes that ta
     python3 -m vggt_ros.cli.demo --output demo.png
 
 Starts them all and brings the node to *active*; the camera plays when node and recorder listen.
-Ends with the recorder, whose table and picture are the result. Stops only what it started, also
+Ends with the recorder, whose table and picture are the result; beside the picture lies a bag of
+what the camera sent. Stops only what it started, also
 on Ctrl-C.
 """
 
@@ -103,12 +104,19 @@ def run_demo(options: argparse.Namespace, processes: Processes) -> None:
         'recorder',
         'vggt_ros.ros.recorder',
         *('--output', str(options.output)),
+        *('--bag', str(bag_of(options))),
         *('--quiet', str(options.quiet)),
         *('--timeout', str(options.timeout)),
     )
     processes.wait_for('bring-up', options.timeout)
     say('the node is active')
     processes.wait_for('recorder', options.timeout + 60)
+
+
+def bag_of(options: argparse.Namespace) -> Path:
+    """Name the bag of what the camera sent."""
+    output: Path = options.output
+    return output.with_name(f'{output.stem}_bag')
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -151,6 +159,7 @@ def main() -> int:
         sys.stderr.write(f'the node ended with code {processes.returncode("node")}\n')
         return 1
     say(f'done in {time.monotonic() - begin:.0f} s')
+    say(f'the same without a robot: reconstruct {bag_of(options)} --output demo_map')
     return 0
 
 

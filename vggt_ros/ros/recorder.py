@@ -6,7 +6,8 @@ Receives what the camera and the node publish, then prints a table and draws one
 It stands for any consumer of the node: it sees nothing but messages. It ends when the images
 have ended and no more output comes, prints counts, rates and latencies, compares the estimated
 path with the camera's truth (after a fit by one similarity transform, since monocular geometry
-has a frame and a unit of its own) and draws `demo.png`. It records no files; rosbag2 does that.
+has a frame and a unit of its own) and draws `demo.png`. What the camera sent it keeps as a bag, if
+asked, for `reconstruct`.
 
     python3 -m vggt_ros.ros.recorder --output demo.png
 """
@@ -40,6 +41,7 @@ from vggt_ros.evaluation.trajectory import PathErrors, compare_paths
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.io.message_reading import decode_image, read_cloud
 from vggt_ros.msg import WindowReport
+from vggt_ros.ros.bag_writer import BagWriter
 
 UNTRAINED = (
     'geometry is from an UNTRAINED network: the picture shows the pipeline, not a reconstruction'
@@ -68,8 +70,9 @@ class Recording:
 class Recorder(Node):
     """Subscribes to everything, counts it and keeps what is needed."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, bag: BagWriter | None = None) -> None:
         super().__init__('recorder')
+        self._bag = bag  # takes what comes from the camera
         self.recording = Recording()
         self.timing: dict[str, TopicTiming] = {}
         self.last_arrival: float | None = None  # monotonic s, of an image or a result
@@ -103,6 +106,8 @@ class Recorder(Node):
                 )
             time.sleep(0.05)
         self._subscribe('image_raw', Image, self._keep_image)
+        if self._bag is not None:
+            self._subscribe('camera_info', CameraInfo, partial(self._bag.write, '/camera_info'))
 
     def is_over(self, quiet: float) -> bool:
         """Say whether results have come, and then nothing at all for some seconds."""
@@ -125,10 +130,14 @@ class Recorder(Node):
 
     def _keep_truth(self, message: PoseStamped) -> None:
         self.recording.truth[_ns(message.header.stamp)] = _pose_matrix(message.pose)
+        if self._bag is not None:
+            self._bag.write('/truth', message)
 
     def _keep_image(self, message: Image) -> None:
         images = self.recording.images
         images[_ns(message.header.stamp)] = decode_image(message)
+        if self._bag is not None:
+            self._bag.write('/image_raw', message)
         if len(images) > IMAGES_KEPT:
             del images[next(iter(images))]
 
@@ -255,24 +264,29 @@ def main() -> int:
     """Record a run, then report it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--output', type=Path, default=Path('demo.png'), help='the picture')
+    parser.add_argument('--bag', type=Path, help="bag to make of the camera's messages")
     parser.add_argument('--node', default='/vggt', help='full name of the node')
     parser.add_argument('--quiet', type=float, default=5.0, help='s without a message: the end')
     parser.add_argument('--timeout', type=float, default=120.0, help='s for everything')
     options = parser.parse_args()
     rclpy.init(args=[])
     deadline = time.monotonic() + options.timeout
+    bag = None
     try:
-        recorder = Recorder(options.node)
+        bag = None if options.bag is None else BagWriter(options.bag)
+        recorder = Recorder(options.node, bag)
         recorder.wait_for_node(options.timeout)
         while not recorder.is_over(options.quiet) and time.monotonic() < deadline:
             rclpy.spin_once(recorder, timeout_sec=0.2)
         report(recorder, options.output)
-    except NothingReceivedError as error:
+    except (NothingReceivedError, ValueError) as error:
         sys.stderr.write(f'the demo failed: {error}\n')
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 130
     finally:
+        if bag is not None:
+            bag.close()
         rclpy.try_shutdown()
     return 0
 
