@@ -8,7 +8,7 @@ steady state: a window of new frames only, as each map begins with, and then win
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,9 +25,8 @@ class Load:
     stride: int  # new ones among them
     height: int  # pixels
     width: int
-    alignment: AlignmentSettings = (
-        AlignmentSettings()
-    )  # says of which shared frames depth is wanted
+    # says of which shared frames depth is wanted
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
 
     @property
     def dense(self) -> tuple[int, ...]:
