@@ -57,6 +57,26 @@ def image_message(i: int, image: np.ndarray) -> Any:
     )
 
 
+def info_message(i: int, image: np.ndarray, focal: float) -> Any:
+    height, width = image.shape[:2]
+    matrix = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    region = dict.fromkeys(('x_offset', 'y_offset', 'height', 'width'), 0)
+    return make(
+        'sensor_msgs/msg/CameraInfo',
+        header=header(i),
+        height=height,
+        width=width,
+        distortion_model='plumb_bob',
+        d=np.zeros(5),
+        k=matrix.ravel(),
+        r=np.eye(3).ravel(),
+        p=np.hstack([matrix, np.zeros((3, 1))]).ravel(),
+        binning_x=0,
+        binning_y=0,
+        roi=make('sensor_msgs/msg/RegionOfInterest', **region, do_rectify=False),
+    )
+
+
 def compressed_message(i: int, image: np.ndarray) -> Any:
     data = cv2.imencode('.png', image[..., ::-1])[1].ravel()
     return make('sensor_msgs/msg/CompressedImage', header=header(i), format='png', data=data)

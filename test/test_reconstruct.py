@@ -19,6 +19,7 @@ import pytest
 from recordings_made import (
     compressed_message,
     image_message,
+    info_message,
     odometry_message,
     write_bag,
     write_pictures,
@@ -107,8 +108,12 @@ def test_bag_folder_and_video_of_one_way_give_the_same_trajectory(
 ) -> None:
     raw = [image_message(i, image) for i, image in enumerate(images)]
     packed = [compressed_message(i, image) for i, image in enumerate(images)]
+    infos = [info_message(i, image, 400.0) for i, image in enumerate(images)]
     inputs = {
-        'mcap': write_bag(tmp_path / 'mcap_bag', {'/camera/image_raw': raw}),
+        # with a calibration that is far from what the network says: counted, and no more
+        'mcap': write_bag(
+            tmp_path / 'mcap_bag', {'/camera/camera_info': infos, '/camera/image_raw': raw}
+        ),
         'sqlite': write_bag(
             tmp_path / 'sqlite_bag', {'/camera/image_raw': raw}, StoragePlugin.SQLITE3
         ),
@@ -119,8 +124,12 @@ def test_bag_folder_and_video_of_one_way_give_the_same_trajectory(
     assert len(expected) == FRAMES
     length = np.linalg.norm(np.diff(expected[:, 1:4], axis=0), axis=1).sum()
     for kind, where in inputs.items():
-        found = trajectory(make(where, kind).folder)
+        done = make(where, kind)
+        found = trajectory(done.folder)
         assert len(found) == FRAMES
+        described = json.loads((done.folder / 'reconstruction.json').read_text())
+        disagreed = described['counts'].get('focal_length_disagreements', 0)
+        assert disagreed > 0 if kind == 'mcap' else disagreed == 0
         difference = np.linalg.norm(found[:, 1:4] - expected[:, 1:4], axis=1).max()
         if kind == 'video':
             assert difference < 0.05 * length

@@ -74,7 +74,7 @@ class IntrinsicsKeeper:
         if not ratios:
             return
         ratio = float(np.median(ratios))
-        disagreeing = abs(np.log(ratio)) > _DISAGREES
+        disagreeing = bool(abs(np.log(ratio)) > _DISAGREES)
         self.disagreements += disagreeing
         if disagreeing and not self._disagreeing:
             logger.warning(
