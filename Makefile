@@ -13,7 +13,7 @@ ENV := $(PYTHON) tools/ros_env.py
 RUN := $(ENV) run --ros '$(ROS)' --
 UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 
-.PHONY: help setup build demo test lint soak parity bench evaluate train-small clean
+.PHONY: help setup build demo test lint soak soak-offline parity bench evaluate train-small clean
 
 help:
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
@@ -21,6 +21,7 @@ help:
 	@echo 'make lint    ruff, mypy and byte-compilation alone'
 	@echo 'make setup   only the environment (.venv); make build: also colcon build'
 	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
+	@echo 'make soak-offline   a long recording through reconstruct: memory'
 	@echo 'make bench   the network as the engine runs it against whole windows; ARGS=--help for more'
 	@echo 'make evaluate   maps of long sequences against the truth; ARGS=--help for more'
 	@echo 'make train-small   train the small network, or go on with it; ARGS=--help for more'
@@ -48,6 +49,9 @@ lint: setup
 
 soak: build
 	@$(RUN) python test/soak.py $(ARGS)
+
+soak-offline: build
+	@$(RUN) python test/soak_reconstruct.py $(ARGS)
 
 parity: build
 	@$(RUN) python -m vggt_ros.cli.parity $(ARGS)
