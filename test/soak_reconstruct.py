@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A long recording through `reconstruct`: does its memory stay as it is?
+A long recording goes through `reconstruct`, whose memory must stay as it is.
 
     make soak-offline ARGS='--frames 20000'
 
@@ -56,7 +56,7 @@ def follow(child: subprocess.Popen[bytes], windows: Path, expected: int) -> dict
         done = len(list(windows.iterdir())) if windows.exists() else 0
         tenth = 10 * done // expected
         size = resident(child.pid)
-        if tenth not in told and done < expected - 1 and size:
+        if tenth not in told and 0 < done < expected - 1:
             told[tenth] = size
             print(f'{10 * tenth:3d} %, {done} windows: {size:.1f} MiB', flush=True)
         if done >= expected - 1:
