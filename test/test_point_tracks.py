@@ -11,24 +11,29 @@ import numpy as np
 import pytest
 import torch
 from fake_network import FakeNetwork, true_cameras
+from PIL import Image
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.evaluation.trajectory import compare_orientations
 from vggt_ros.evaluation.truth_network import Errors, World, true_intrinsics
 from vggt_ros.frames import Frame
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.inference import Network, load_network
+from vggt_ros.io.frame_source import open_frames
 from vggt_ros.model.prediction import Prediction
+from vggt_ros.offline.export import ExportOptions
 from vggt_ros.offline.point_tracks import (
     Followed,
     TrackSettings,
     choose_queries,
     find_tracks,
-    join_tracks,
     lift,
     refine_window,
 )
-from vggt_ros.offline.refinement import Demands, Refinement, Tracks
+from vggt_ros.offline.reconstruct import ReconstructOptions, reconstruct
+from vggt_ros.offline.refinement import Demands, Refinement
+from vggt_ros.offline.run import RunOptions
 from vggt_ros.preprocess import Batch
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import ModelSettings, Settings
@@ -223,18 +228,6 @@ def test_untrained_tracks_move_nothing() -> None:
         )
 
 
-def test_tracks_of_windows_that_overlap_are_put_beside_each_other() -> None:
-    random = np.random.default_rng(0)
-    parts = [
-        Tracks(random.uniform(0, 9, (3, n, 2)), np.ones((3, n), np.bool_), np.full((3, n), 0.7))
-        for n in (4, 5)
-    ]
-    joined = join_tracks([(parts[0], [0, 1, 2]), (parts[1], [1, 3, 2])], 5)
-    np.testing.assert_array_equal(joined.observed.sum(1), [4, 9, 9, 5, 0])
-    np.testing.assert_array_equal(joined.pixels[3, 4:], parts[1].pixels[1])
-    np.testing.assert_array_equal(joined.confidence[0], [0.7] * 4 + [0] * 5)
-
-
 def test_where_the_lens_saw_nothing_is_no_query() -> None:
     pytest.importorskip('pycolmap', reason='needs pycolmap')
     network = TrackingNetwork()
@@ -245,3 +238,35 @@ def test_where_the_lens_saw_nothing_is_no_query() -> None:
     )
     assert not refine_window(network, batch, update.reconstruction).accepted
     assert network.runs == 0
+
+
+def test_a_map_of_several_windows_is_refined(tmp_path) -> None:
+    pytest.importorskip('trimesh', reason='reconstruct needs vggt_ros[offline]')
+    stamps = [i * STEP for i in range(12)]
+    (tmp_path / 'pictures').mkdir()
+    for i, stamp in enumerate(stamps):
+        picture = Image.fromarray(ROOM.paint(stamp, HEIGHT, WIDTH))
+        picture.save(tmp_path / 'pictures' / f'{i}.png')
+    source = open_frames(str(tmp_path / 'pictures'), rate=1e9 / STEP)
+    flat = {'window_size': 6, 'window_stride': 3, 'min_parallax': 0.0, 'min_confidence': 0.0}
+
+    def error(refine: bool) -> tuple[float, str]:
+        errors = Errors(depth=0.01, rotation=math.radians(2), translation=0.03)
+        made = reconstruct(
+            source,
+            TrackingNetwork(noise=0.5, errors=errors),  # type: ignore[arg-type]
+            Settings.from_flat(flat),
+            ReconstructOptions(RunOptions(tracks=refine), ExportOptions(refine=refine)),
+            tmp_path / f'map{refine}',
+            lambda _: None,
+            lambda: False,
+        ).made
+        assert made is not None and len(made.joined.windows) == 3
+        poses = np.stack([frame.world_from_camera for frame in made.joined.frames])
+        truth = true_cameras(stamps)
+        off = compare_orientations(truth, poses).mean()
+        return math.degrees(off), made.description.get('refinement', '')
+
+    (before, nothing), (after, said) = error(False), error(True)
+    assert not nothing and said.startswith('refined: ')
+    assert before > 0.8 and after < 0.4 * before

@@ -9,7 +9,7 @@ from there as well: one that does not lead back to where it began is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,30 +142,6 @@ def refine_window(
     points = lift(followed, reconstruction.depth, *cameras)
     index = np.array([frame.camera for frame in batch.frames])
     return refine(*cameras, index, followed.tracks, points, demands)
-
-
-def join_tracks(parts: Sequence[tuple[Tracks, Sequence[int]]], frames: int) -> Tracks:
-    """
-    Put the tracks of several windows of a map beside each other.
-
-    Windows that share frames are tied by these; a point that two windows follow is two tracks.
-
-    :param parts: tracks of each window, and the frames of the map that it consists of.
-    :param frames: S of the map; the result has (S, K) entries, of which most are unobserved.
-    """
-    wide = []
-    for tracks, places in parts:
-        count = tracks.observed.shape[1]
-        one = Tracks(
-            np.zeros((frames, count, 2)),
-            np.zeros((frames, count), np.bool_),
-            np.zeros((frames, count)),
-        )
-        at = list(places)
-        one.pixels[at], one.observed[at] = tracks.pixels, tracks.observed
-        one.confidence[at] = tracks.confidence
-        wide.append(one)
-    return _side_by_side(wide)
 
 
 def choose_queries(
