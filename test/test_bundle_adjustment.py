@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion, rotation_angle
 from vggt_ros.offline.bundle_adjustment import refine
 from vggt_ros.offline.colmap_problem import ColmapProblem, View
-from vggt_ros.offline.point_tracks import join_tracks
 from vggt_ros.offline.refinement import Demands, Refinement, Tracks
 from vggt_ros.offline.triangulation import triangulate
 from vggt_ros.offline.weakness import measure_parallax
@@ -283,22 +281,6 @@ def test_cameras_that_are_said_to_be_in_one_place_are_pulled_apart() -> None:
     world = World()
     cameras = np.tile(world.truth.world_from_camera[:1], (8, 1, 1))
     result = world.refine(cameras, world.see(), points=world.truth.points)
-    assert result.accepted and result.rms_after < 1.2
-    assert world.rotation_error(result.world_from_camera) < 0.2
-
-
-def test_windows_of_a_map_are_refined_together() -> None:
-    world = World(frames=9)
-    cameras, tracks = world.disturb(), world.see()
-    windows = [range(0, 5), range(3, 9)]
-    parts = [
-        (
-            Tracks(*(each[list(frames), i::2] for each in astuple(tracks))),
-            frames,
-        )
-        for i, frames in enumerate(windows)
-    ]
-    result = world.refine(cameras, join_tracks(parts, 9))
     assert result.accepted and result.rms_after < 1.2
     assert world.rotation_error(result.world_from_camera) < 0.2
 

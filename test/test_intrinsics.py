@@ -102,13 +102,14 @@ def test_depth_is_unprojected_with_the_calibration_where_that_is_chosen() -> Non
     _, updates = run(calibration(1.1), use_known_intrinsics=True)
     scale = 56 / WIDTH  # to the network's width
     for update in updates:
+        newest = len(update.batch.ids) - 1
         found = update.reconstruction.intrinsics
         np.testing.assert_allclose(found[:, 0, 0], 1.1 * FOCAL * scale)
-        cloud = update.points(1)
-        camera_from_map = np.linalg.inv(update.map_from_camera[1])
+        cloud = update.points(newest)
+        camera_from_map = np.linalg.inv(update.map_from_camera[newest])
         in_camera = cloud.xyz @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
-        pixels = in_camera @ found[1].T
-        _, u = np.nonzero(np.isfinite(update.depth(1)))
+        pixels = in_camera @ found[newest].T
+        _, u = np.nonzero(np.isfinite(update.depth(newest)))
         np.testing.assert_allclose(pixels[:, 0] / pixels[:, 2], u, atol=1e-2)
     _, without = run(None, use_known_intrinsics=True)
     expected = FOCAL * scale

@@ -125,12 +125,13 @@ def test_each_frame_is_new_once() -> None:
 def test_points_are_depth_seen_from_the_cameras() -> None:
     updates = run(engine(), (frame(i) for i in range(8)))
     for update in updates:
-        cloud = update.points(1)
-        camera_from_map = np.linalg.inv(update.map_from_camera[1])
+        newest = len(update.batch.ids) - 1
+        cloud = update.points(newest)
+        camera_from_map = np.linalg.inv(update.map_from_camera[newest])
         in_camera = cloud.xyz @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
-        depth = update.depth(1)
+        depth = update.depth(newest)
         np.testing.assert_allclose(in_camera[:, 2], depth[np.isfinite(depth)], rtol=1e-4)
-        pixels = in_camera @ update.reconstruction.intrinsics[1].T
+        pixels = in_camera @ update.reconstruction.intrinsics[newest].T
         pixels = pixels[:, :2] / pixels[:, 2:]
         v, u = np.nonzero(np.isfinite(depth))
         np.testing.assert_allclose(pixels, np.stack([u, v], -1), atol=1e-2)
