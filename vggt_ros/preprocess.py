@@ -8,7 +8,7 @@ network normalises them itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,13 +103,33 @@ def preprocess(
     as_pinhole: Callable[[Frame], PinholeImage],
     fitted: dict[int, FittedImage],
 ) -> Batch:
-    """
-    Fit the frames of a window to the network.
+    """Make a batch of a window; for the other parameters see `fit_frames`."""
+    fit_frames(dict(zip(window.ids, window.frames)), width, fit, as_pinhole, fitted)
+    images = unify_sizes([fitted[number] for number in window.ids])
+    return Batch(
+        images=stack_images([image.pixels for image in images]),
+        fitted=tuple(images),
+        frames=window.frames,
+        ids=window.ids,
+        window_id=window.window_id,
+    )
 
+
+def fit_frames(
+    frames: Mapping[int, Frame],
+    width: int,
+    fit: str,
+    as_pinhole: Callable[[Frame], PinholeImage],
+    fitted: dict[int, FittedImage],
+) -> None:
+    """
+    Fit frames to the network, each by itself.
+
+    :param frames: by number.
     :param width: of the network's image, pixels, a multiple of 14.
     :param fit: 'crop', 'pad' or 'square', see `fit_image`.
     :param as_pinhole: brings an image to a camera without distortion.
-    :param fitted: images prepared before, by frame number; updated to those of this window, so
+    :param fitted: images prepared before, by frame number; updated to those of these frames, so
         that a frame is resized once however many windows it is part of.
     """
 
@@ -119,20 +139,9 @@ def preprocess(
         seen = None if source.seen is None else _seen(source.seen, image)
         return replace(image, calibrated=source.intrinsics, seen=seen, place=source.place)
 
-    kept = {
-        number: fitted.get(number) or prepare(frame)
-        for number, frame in zip(window.ids, window.frames)
-    }
+    kept = {number: fitted.get(number) or prepare(frame) for number, frame in frames.items()}
     fitted.clear()
     fitted.update(kept)
-    images = unify_sizes(list(kept.values()))
-    return Batch(
-        images=stack_images([image.pixels for image in images]),
-        fitted=tuple(images),
-        frames=window.frames,
-        ids=window.ids,
-        window_id=window.window_id,
-    )
 
 
 def _seen(source: Mask, image: FittedImage) -> Mask:
