@@ -31,6 +31,7 @@ from vggt_ros.model.prediction import Prediction
 from vggt_ros.preprocess import Batch, FittedImage, fit_frames, preprocess
 from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
 from vggt_ros.rectify import Rectifier, take_as_rectified
+from vggt_ros.resize import choose_resize
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 from vggt_ros.track_keeper import TrackKeeper
@@ -78,6 +79,7 @@ class StreamingEngine:
         self._scale = ScaleKeeper(settings.scale, scale_source)
         self._width = settings.model.resolution or network.image_width
         camera = settings.camera
+        self._resize = choose_resize(network.device)
         self._as_pinhole = (
             Rectifier(math.radians(camera.rectified_field_of_view)).rectify
             if camera.rectify
@@ -161,7 +163,7 @@ class StreamingEngine:
             return
         model = self._settings.model
         waiting = self._sliding.candidates
-        fit_frames(waiting, self._width, model.fit, self._as_pinhole, self._fitted)
+        fit_frames(waiting, self._width, model.fit, self._as_pinhole, self._fitted, self._resize)
         if len({image.pixels.shape for image in self._fitted.values()}) != 1:
             return  # images of several sizes get a common one when the window is complete
         try:
@@ -205,7 +207,12 @@ class StreamingEngine:
             self._placed = None
         stopwatch = _Stopwatch()
         batch = preprocess(
-            window, self._width, self._settings.model.fit, self._as_pinhole, self._fitted
+            window,
+            self._width,
+            self._settings.model.fit,
+            self._as_pinhole,
+            self._fitted,
+            self._resize,
         )
         stopwatch.lap('preprocess')
         batch, prediction = self._predict(batch)

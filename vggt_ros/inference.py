@@ -19,11 +19,19 @@ from vggt_ros.embedded import find_embedded
 from vggt_ros.memory import GIGABYTE, fit_to_memory
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.dense_head import lay_channels_last
 from vggt_ros.model.int8 import store_int8_weights
-from vggt_ros.model.kernels import attention_order, chosen_kernel, compile_layers, prefer
+from vggt_ros.model.kernels import (
+    allow_tf32,
+    attention_order,
+    chosen_kernel,
+    compile_layers,
+    prefer,
+)
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
-from vggt_ros.preprocess import Batch, FittedImage, Pixels, Queries, stack_images
+from vggt_ros.preprocess import Batch, FittedImage, Queries, stack_images
+from vggt_ros.resize import Pixels
 from vggt_ros.settings import ModelSettings, Settings
 from vggt_ros.warm_up import expect_load, make_windows
 
@@ -96,6 +104,7 @@ class VGGTNetwork:
         self.tracks_trained = trained and model.track_head.trained
         self._refusal = ''  # the last reason why points were not followed, said once
         self.model = model.eval()
+        lay_channels_last(model)
         self._attention_order = attention_order(parameter.device)
         with torch.inference_mode(), prefer(self._attention_order):
             self.attention = chosen_kernel(
@@ -174,8 +183,9 @@ class VGGTNetwork:
         whole = not self._compiled_for or len(new) in self._compiled_for
         encoded = []
         for part in [new] if whole else [[number] for number in new]:
-            pixels = stack_images([images[number].pixels for number in part])
-            encoded.append(self.model.encode(pixels.unsqueeze(0).to(self.device))[0])
+            device = torch.device(self.device)
+            pixels = stack_images([images[number].pixels for number in part], device)
+            encoded.append(self.model.encode(pixels.unsqueeze(0))[0])
             for number, tokens in zip(part, encoded[-1], strict=True):
                 known.pop(number, None)
                 known[number] = images[number].pixels, tokens
@@ -259,6 +269,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     precision = choose_precision(settings.precision, device)
     if device.type == 'cuda':
         limit_memory(device, settings.max_device_memory)
+        allow_tf32(precision)
     name, trained, width = settings.checkpoint, settings.checkpoint != UNTRAINED, 0
     if trained:
         model = load_model(settings.checkpoint)
