@@ -6,8 +6,9 @@ The published weights were trained on Pillow's antialiased bicubic; other resamp
 to 30 grey levels. It is two passes, width first, each of which ends in 8 bits, in integers of 22
 bits after the point. The same integers give the same image on every device, to the bit.
 
-Pillow 13 begins with the height where that shrinks much more than the width, which differs by a
-few levels; images that keep their shape are resized alike by all versions, and here.
+Pillow 13 begins with the height where images are tall (twice as high as wide) or shrink much more
+in height than in width; earlier versions, on whose images the weights were trained, never do, nor
+does the way by torch.
 
 Source: Keys, Cubic convolution interpolation (1981), with a = -0.5; Pillow's manual.
 """
