@@ -4,11 +4,13 @@
 Whether the numbers are the reference's is `test_parity.py`'s question.
 """
 
+import copy
 import dataclasses
 import json
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -24,7 +26,8 @@ from vggt_ros.model.attention import (
     rope_table,
     use_attention,
 )
-from vggt_ros.model.dense_head import FRAMES_AT_ONCE
+from vggt_ros.model.dense_head import FRAMES_AT_ONCE, lay_channels_last
+from vggt_ros.model.kernels import allow_tf32
 from vggt_ros.model.track_head import correlate, correlation_pyramid, sample
 
 TINY = VGGTConfig.tiny()
@@ -203,6 +206,31 @@ def test_decoding_frames_a_few_at_a_time_is_invisible(model):
         part = model.decode(last, (28, 42), heads=('depth', 'points'))
     assert torch.allclose(whole.depth[:, -3:], part.depth, atol=1e-5)
     assert torch.allclose(whole.points[:, -3:], part.points, atol=1e-5)
+
+
+def test_dense_heads_are_channels_last_all_through_with_the_same_result(model):
+    laid = copy.deepcopy(model)
+    lay_channels_last(laid)
+    met = []
+
+    def note(module, given, made):
+        met.extend((given[0], made, module.weight))
+
+    for module in laid.depth_head.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.register_forward_hook(note)
+    with torch.inference_mode():
+        images = images_of()
+        assert_same(laid(images, queries_of()), model(images, queries_of()))
+    assert len(met) == 3 * 32
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in met)
+
+
+@pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
+def test_who_asks_for_float32_gets_no_tf32(monkeypatch, precision):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', precision == torch.float32)
+    allow_tf32(precision)
+    assert torch.backends.cudnn.allow_tf32 == (precision != torch.float32)
 
 
 def test_frames_may_be_encoded_one_by_one(model):

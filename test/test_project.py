@@ -26,7 +26,7 @@ PACKAGE = ROOT / 'vggt_ros'
 FLOW = (
     {'settings', 'geometry'},
     {'frames'},
-    {'rectify', 'window', 'synchronise'},
+    {'rectify', 'resize', 'window', 'synchronise'},
     {'preprocess'},
     {'model'},
     {'embedded', 'warm_up'},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend
 
 from vggt_ros import inference
 from vggt_ros.cli import benchmark
+from vggt_ros.engine import StreamingEngine
 from vggt_ros.evaluation.naive_forward import naive_forward
 from vggt_ros.evaluation.weight_recipe import fill
 from vggt_ros.frames import Frame
@@ -21,7 +23,8 @@ from vggt_ros.inference import VGGTNetwork
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.attention import SelfAttention
 from vggt_ros.model.kernels import attention_order, chosen_kernel
-from vggt_ros.preprocess import Batch, fit_image, stack_images
+from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
+from vggt_ros.settings import Settings
 
 EXACT = 1e-5
 HEADS = ('camera', 'depth')
@@ -39,15 +42,18 @@ class Stream:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._fitted: dict[tuple[int, int], object] = {}
+        self._fitted: dict[tuple[int, int], FittedImage] = {}
 
-    def window(self, ids: list[int], width: int = 84, dense: list[int] | None = None) -> Batch:
+    def images(self, ids: list[int], width: int = 84) -> dict[int, FittedImage]:
         for number in ids:
             if (number, width) not in self._fitted:
                 random = np.random.default_rng([self._seed, number])
                 picture = random.integers(0, 256, (56, 84, 3), np.uint8)
                 self._fitted[number, width] = fit_image(picture, width, 'crop')
-        fitted = tuple(self._fitted[number, width] for number in ids)
+        return {number: self._fitted[number, width] for number in ids}
+
+    def window(self, ids: list[int], width: int = 84, dense: list[int] | None = None) -> Batch:
+        fitted = tuple(self.images(ids, width).values())
         return Batch(
             images=stack_images([image.pixels for image in fitted]),
             fitted=fitted,
@@ -117,6 +123,115 @@ def test_each_frame_is_encoded_once(model: VGGT) -> None:
     assert counted[6:] == [2, 1] or counted[6:] == [4, 1]
 
 
+def test_frames_that_are_encoded_as_they_arrive_are_those_of_the_window(model: VGGT) -> None:
+    alone, together = (VGGTNetwork(model, 'test', True, 'float32') for _ in range(2))
+    stream, ids = Stream(4), list(range(6))
+    counted = encodings(model)
+    for last in ids:
+        alone.encode_ahead(stream.images(ids[: last + 1]))
+    assert counted == [1] * 6
+    found, expected = (each(stream.window(ids), HEADS) for each in (alone, together))
+    assert counted == [1] * 6 + [6]
+    for name in ('depth', 'depth_confidence', 'descriptors'):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one - other).abs().max() <= EXACT * other.abs().max()
+
+
+def test_frames_that_never_become_a_window_are_let_go(model: VGGT) -> None:
+    network, stream = VGGTNetwork(model, 'test', True, 'float32'), Stream(5)
+    for number in range(0, 60, 2):  # a reset after every second frame
+        network.encode_ahead(stream.images([number]))
+        network.encode_ahead(stream.images([number, number + 1]))
+    assert len(network._tokens) <= 4
+
+
+def moving_pictures(seed: int, count: int) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 256, (60, 84 - 2 * seed, 3), np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize('anchor_windows', [0, 2])
+def test_an_engine_that_works_ahead_says_the_same(model: VGGT, anchor_windows: int) -> None:
+    settings = Settings.from_flat(
+        {
+            'window_size': 4,
+            'window_stride': 2,
+            'min_parallax': 0.0,
+            'resolution': 56,
+            'anchor_windows': anchor_windows,
+        }
+    )
+    diligent, lazy = (
+        StreamingEngine(settings, VGGTNetwork(model, 'test', True, 'float32')) for _ in range(2)
+    )
+    counted = encodings(model)
+    # other pictures at number 3 begin another map, and so does the reset at 13
+    pictures = [*moving_pictures(0, 3), *moving_pictures(1, 16)]
+    windows = 0
+    for number, picture in enumerate(pictures):
+        frame = Frame(picture, number * 10**8, 'camera')
+        if number == 13:
+            diligent.reset('test')
+            lazy.reset('test')
+        del counted[:]
+        found = diligent.add(frame)
+        assert counted in ([], [1])  # of a whole window only its last frame
+        diligent.work_ahead()
+        assert sum(counted) == 1
+        expected = lazy.add(frame)
+        assert (found is None) == (expected is None)
+        if found is None or expected is None:
+            continue
+        windows += 1
+        assert found.batch.ids == expected.batch.ids and found.map_id == expected.map_id
+        np.testing.assert_array_equal(found.batch.images, expected.batch.images)
+        for i in expected.reconstruction.confidence:
+            np.testing.assert_allclose(found.depth(i), expected.depth(i), rtol=EXACT)
+    assert windows == 6
+    assert len(diligent._fitted) <= 5
+
+
+class Full(VGGTNetwork):
+    """A device without room for a frame before its time."""
+
+    tried = 0
+
+    def encode_ahead(self, _images: Mapping[int, FittedImage]) -> None:
+        self.tried += 1
+        raise torch.cuda.OutOfMemoryError('the device has no memory left')
+
+
+def test_out_of_memory_ahead_of_a_window_loses_no_frame(
+    model: VGGT, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Full(model, 'test', True, 'float32')
+    settings = Settings.from_flat({'window_size': 3, 'window_stride': 2, 'min_parallax': 0.0})
+    engine = StreamingEngine(settings, network)
+    updates = []
+    for number, picture in enumerate(moving_pictures(0, 7)):
+        updates.append(engine.add(Frame(picture, number * 10**8, 'camera')))
+        engine.work_ahead()
+    assert [u.batch.ids for u in updates if u is not None] == [(0, 1, 2), (2, 3, 4), (4, 5, 6)]
+    assert network.tried == engine.counts['out_of_memory'] == 1
+    assert caplog.text.count('frames are encoded when their window is complete from now on') == 1
+
+
+def test_images_of_several_sizes_wait_for_their_window(model: VGGT) -> None:
+    settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
+    engine = StreamingEngine(settings, VGGTNetwork(model, 'test', True, 'float32'))
+    wide, high = np.zeros((40, 80, 3), np.uint8), np.zeros((80, 80, 3), np.uint8)
+    counted = encodings(model)
+    for number in range(2):
+        moment = [
+            Frame(wide, number * 10**8, 'wide'),
+            Frame(high, number * 10**8, 'high', camera=1),
+        ]
+        update = engine.add(moment)
+        engine.work_ahead()
+    assert update is not None and len({i.pixels.shape for i in update.batch.fitted}) == 1
+    assert counted == [4]
+
+
 def test_only_the_frames_that_are_asked_for_are_decoded(model: VGGT) -> None:
     network, stream = VGGTNetwork(model, 'test', True, 'float32'), Stream(1)
     decoded: list[int] = []
@@ -149,6 +264,8 @@ def test_any_way_through_a_stream_gives_what_whole_windows_give(model: VGGT, see
             ids += range(ids[-1] + 1, ids[-1] + 1 + random.integers(1, 4))
         count = int(random.integers(1, len(ids) + 1))
         dense = sorted(random.choice(len(ids), count, replace=False).tolist())
+        for ahead in range(random.integers(0, len(ids) + 1)):  # as they would have arrived
+            network.encode_ahead(stream.images(ids[: ahead + 1], width))
         assert_same(network, model, stream.window(ids, width, dense))
 
 

@@ -142,6 +142,21 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
     assert (np.diff(stamps) > 0).all()
 
 
+def test_work_is_done_ahead_while_no_image_waits(bench):
+    run = bench(seconds=1.0)
+    ahead = []
+    run.engine.work_ahead = lambda: ahead.append(run.taken)
+    for number in range(SIZE - 1):
+        run.offer(number)
+        wait_for(lambda number=number: ahead == list(range(1, number + 2)))
+    del ahead[:]
+    run.offer_slowly([SIZE - 1])  # the network computes for a while now
+    run.offer(SIZE)
+    run.offer(SIZE + 1)
+    wait_for(lambda: ahead)
+    assert ahead == [SIZE + 2]  # not after the window, nor between the two
+
+
 def test_offering_never_waits_for_the_network(bench):
     run = bench(seconds=3.0)
     run.offer_slowly(range(SIZE))

@@ -28,9 +28,10 @@ from vggt_ros.intrinsics import IntrinsicsKeeper
 from vggt_ros.loop_closure import LoopCloser
 from vggt_ros.metric_scale import ScaleKeeper, ScaleSource
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.preprocess import Batch, FittedImage, preprocess
+from vggt_ros.preprocess import Batch, FittedImage, fit_frames, preprocess
 from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
 from vggt_ros.rectify import Rectifier, take_as_rectified
+from vggt_ros.resize import choose_resize
 from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 from vggt_ros.track_keeper import TrackKeeper
@@ -78,6 +79,7 @@ class StreamingEngine:
         self._scale = ScaleKeeper(settings.scale, scale_source)
         self._width = settings.model.resolution or network.image_width
         camera = settings.camera
+        self._resize = choose_resize(network.device)
         self._as_pinhole = (
             Rectifier(math.radians(camera.rectified_field_of_view)).rectify
             if camera.rectify
@@ -91,6 +93,7 @@ class StreamingEngine:
         # Asked at each window, in the thread that calls `add`: tracks cost time.
         self.wants_tracks: Callable[[], bool] = lambda: True
         self._fitted: dict[int, FittedImage] = {}
+        self._works_ahead = True
         self._placed: PlacedFrames | None = None
         self._confidence: dict[int, float | None] = {}  # mean, by frame of the last window
         self._map_id = -1
@@ -149,6 +152,33 @@ class StreamingEngine:
         window = self._sliding.add(moment, skipped_stamps_ns)
         return None if window is None else self._process(window)
 
+    def work_ahead(self) -> None:
+        """
+        Prepare and encode the frames that wait for their window to be complete.
+
+        To be called while nothing else is to be done: no result changes, but the next one comes
+        sooner.
+        """
+        if not self._works_ahead:
+            return
+        model = self._settings.model
+        waiting = self._sliding.candidates
+        fit_frames(waiting, self._width, model.fit, self._as_pinhole, self._fitted, self._resize)
+        if len({image.pixels.shape for image in self._fitted.values()}) != 1:
+            return  # images of several sizes get a common one when the window is complete
+        try:
+            self._network.encode_ahead(self._fitted)
+            return
+        except torch.cuda.OutOfMemoryError:
+            self._events['out_of_memory'] += 1
+            self._works_ahead = False
+        # outside of the handler, as in `_predict`; the frames are encoded with their window
+        torch.cuda.empty_cache()
+        logger.warning(
+            'the device is out of memory: frames are encoded when their window is complete from '
+            'now on'
+        )
+
     def finish(self) -> MapUpdate | None:
         """
         Take what waits for a window when no more moments will come.
@@ -177,7 +207,12 @@ class StreamingEngine:
             self._placed = None
         stopwatch = _Stopwatch()
         batch = preprocess(
-            window, self._width, self._settings.model.fit, self._as_pinhole, self._fitted
+            window,
+            self._width,
+            self._settings.model.fit,
+            self._as_pinhole,
+            self._fitted,
+            self._resize,
         )
         stopwatch.lap('preprocess')
         batch, prediction = self._predict(batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,11 +19,19 @@ from vggt_ros.embedded import find_embedded
 from vggt_ros.memory import GIGABYTE, fit_to_memory
 from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.dense_head import lay_channels_last
 from vggt_ros.model.int8 import store_int8_weights
-from vggt_ros.model.kernels import attention_order, chosen_kernel, compile_layers, prefer
+from vggt_ros.model.kernels import (
+    allow_tf32,
+    attention_order,
+    chosen_kernel,
+    compile_layers,
+    prefer,
+)
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
-from vggt_ros.preprocess import Batch, Pixels, Queries
+from vggt_ros.preprocess import Batch, FittedImage, Queries, stack_images
+from vggt_ros.resize import Pixels
 from vggt_ros.settings import ModelSettings, Settings
 from vggt_ros.warm_up import expect_load, make_windows
 
@@ -51,6 +60,14 @@ class Network(Protocol):
         :param heads: of 'camera', 'depth', 'points', 'tracks'; the last follows `batch.queries`.
         :returns: tensors on the CPU, B = 1. Without tracks where it cannot follow points in
             images of this size.
+        """
+        ...
+
+    def encode_ahead(self, images: Mapping[int, FittedImage]) -> None:
+        """
+        Do what can be done of the next window before it is complete; no result depends on it.
+
+        :param images: that may be part of it, of one size, by frame number.
         """
         ...
 
@@ -87,6 +104,7 @@ class VGGTNetwork:
         self.tracks_trained = trained and model.track_head.trained
         self._refusal = ''  # the last reason why points were not followed, said once
         self.model = model.eval()
+        lay_channels_last(model)
         self._attention_order = attention_order(parameter.device)
         with torch.inference_mode(), prefer(self._attention_order):
             self.attention = chosen_kernel(
@@ -95,6 +113,8 @@ class VGGTNetwork:
 
         # Encoded frames by number, with the pixels that they were encoded from, oldest first.
         self._tokens: dict[int, tuple[Pixels, torch.Tensor]] = {}
+        self._window = 0  # frames of the last window
+        self._compiled_for: tuple[int, ...] = ()  # numbers of frames to encode at once; (): any
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
@@ -139,28 +159,50 @@ class VGGTNetwork:
 
     def _encode(self, batch: Batch) -> torch.Tensor:
         """Give the patch tokens (1, S, P, C) of a window; encode what is not known yet."""
+        encoded = self._encode_new(dict(zip(batch.ids, batch.fitted, strict=True)))
+        if len(encoded) == 1 and len(encoded[0]) == len(batch.ids):
+            window = encoded[0]  # a long window by itself is not to be copied
+        else:
+            window = torch.stack([self._tokens[number][1] for number in batch.ids])
+        self._window = len(batch.ids)
+        self._forget(batch.ids, self._window)
+        return window.unsqueeze(0)
+
+    def _encode_new(self, images: Mapping[int, FittedImage]) -> list[torch.Tensor]:
+        """Encode the images that are not known yet; give what was encoded (N, P, C) at once."""
         known = self._tokens
         new = [
-            i
-            for i, (number, image) in enumerate(zip(batch.ids, batch.fitted, strict=True))
+            number
+            for number, image in images.items()
             # The pixels themselves, not the number: another engine counts its frames anew, and
             # another size of the image is another array.
             if number not in known or known[number][0] is not image.pixels
         ]
-        if new:
-            encoded = self.model.encode(batch.images[new].unsqueeze(0).to(self.device))[0]
-            for i, tokens in zip(new, encoded, strict=True):
-                known.pop(batch.ids[i], None)
-                known[batch.ids[i]] = batch.fitted[i].pixels, tokens
-        if len(new) == len(batch.ids):  # a long window by itself is not to be copied
-            window = encoded.unsqueeze(0)
-        else:
-            window = torch.stack([known[number][1] for number in batch.ids]).unsqueeze(0)
-        # What left the window may be wanted again: by a joint window, or after one.
-        for number in list(known)[: -_REMEMBERED * len(batch.ids)]:
-            if number not in batch.ids:
-                del known[number]
-        return window
+        if not new:
+            return []
+        whole = not self._compiled_for or len(new) in self._compiled_for
+        encoded = []
+        for part in [new] if whole else [[number] for number in new]:
+            device = torch.device(self.device)
+            pixels = stack_images([images[number].pixels for number in part], device)
+            encoded.append(self.model.encode(pixels.unsqueeze(0))[0])
+            for number, tokens in zip(part, encoded[-1], strict=True):
+                known.pop(number, None)
+                known[number] = images[number].pixels, tokens
+        return encoded
+
+    def _forget(self, wanted: Collection[int], window: int) -> None:
+        """Let go of frames that left; a joint window, or one after it, may want the last ones."""
+        for number in list(self._tokens)[: -_REMEMBERED * window]:
+            if number not in wanted:
+                del self._tokens[number]
+
+    @torch.inference_mode()
+    def encode_ahead(self, images: Mapping[int, FittedImage]) -> None:
+        """Encode the images that are not known yet; see `Network`."""
+        with prefer(self._attention_order):
+            self._encode_new(images)
+        self._forget(images, max(self._window, len(images)))
 
     def prepare(self, settings: Settings) -> Settings:
         """Fit windows to the memory and compile the network, if that is wanted; see `Network`."""
@@ -188,8 +230,11 @@ class VGGTNetwork:
             load.height,
         )
         compile_layers(self.model)
+        self._compiled_for = (1, load.stride, load.frames)
         try:
-            for batch in make_windows(load, 2):
+            windows = make_windows(load, 2)
+            self.encode_ahead({-1: windows[0].fitted[0]})
+            for batch in windows:
                 self(batch, ('camera', 'depth'))
         except torch.cuda.OutOfMemoryError:
             raise
@@ -224,6 +269,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     precision = choose_precision(settings.precision, device)
     if device.type == 'cuda':
         limit_memory(device, settings.max_device_memory)
+        allow_tf32(precision)
     name, trained, width = settings.checkpoint, settings.checkpoint != UNTRAINED, 0
     if trained:
         model = load_model(settings.checkpoint)

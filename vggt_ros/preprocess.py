@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows become batches: images of the size that the network reads, and the way back.
 
-Resizing is Pillow's antialiased bicubic on 8-bit data, since the published weights were trained
-on it; other resamplers differ by up to 30 grey levels. Colours are only divided by 255: the
-network normalises them itself.
+Resizing is Pillow's, see `resize.py`. Colours are only divided by 255: the network normalises them
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vggt_ros.frames import Frame
 from vggt_ros.rectify import PinholeImage
+from vggt_ros.resize import Pixels, Resize, resize_by_pillow, upload
 from vggt_ros.settings import PATCH_SIZE
 from vggt_ros.window import Window
 
 _WHITE, _BLACK = 255, 0
+_CPU = torch.device('cpu')
 
-Pixels = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
@@ -102,30 +101,11 @@ def preprocess(
     fit: str,
     as_pinhole: Callable[[Frame], PinholeImage],
     fitted: dict[int, FittedImage],
+    resize: Resize = resize_by_pillow,
 ) -> Batch:
-    """
-    Fit the frames of a window to the network.
-
-    :param width: of the network's image, pixels, a multiple of 14.
-    :param fit: 'crop', 'pad' or 'square', see `fit_image`.
-    :param as_pinhole: brings an image to a camera without distortion.
-    :param fitted: images prepared before, by frame number; updated to those of this window, so
-        that a frame is resized once however many windows it is part of.
-    """
-
-    def prepare(frame: Frame) -> FittedImage:
-        source = as_pinhole(frame)
-        image = fit_image(source.pixels, width, fit)
-        seen = None if source.seen is None else _seen(source.seen, image)
-        return replace(image, calibrated=source.intrinsics, seen=seen, place=source.place)
-
-    kept = {
-        number: fitted.get(number) or prepare(frame)
-        for number, frame in zip(window.ids, window.frames)
-    }
-    fitted.clear()
-    fitted.update(kept)
-    images = unify_sizes(list(kept.values()))
+    """Make a batch of a window; for the other parameters see `fit_frames`."""
+    fit_frames(dict(zip(window.ids, window.frames)), width, fit, as_pinhole, fitted, resize)
+    images = unify_sizes([fitted[number] for number in window.ids])
     return Batch(
         images=stack_images([image.pixels for image in images]),
         fitted=tuple(images),
@@ -133,6 +113,37 @@ def preprocess(
         ids=window.ids,
         window_id=window.window_id,
     )
+
+
+def fit_frames(
+    frames: Mapping[int, Frame],
+    width: int,
+    fit: str,
+    as_pinhole: Callable[[Frame], PinholeImage],
+    fitted: dict[int, FittedImage],
+    resize: Resize = resize_by_pillow,
+) -> None:
+    """
+    Fit frames to the network, each by itself.
+
+    :param frames: by number.
+    :param width: of the network's image, pixels, a multiple of 14.
+    :param fit: 'crop', 'pad' or 'square', see `fit_image`.
+    :param as_pinhole: brings an image to a camera without distortion.
+    :param fitted: images prepared before, by frame number; updated to those of these frames, so
+        that a frame is resized once however many windows it is part of.
+    :param resize: see `choose_resize`.
+    """
+
+    def prepare(frame: Frame) -> FittedImage:
+        source = as_pinhole(frame)
+        image = fit_image(source.pixels, width, fit, resize)
+        seen = None if source.seen is None else _seen(source.seen, image)
+        return replace(image, calibrated=source.intrinsics, seen=seen, place=source.place)
+
+    kept = {number: fitted.get(number) or prepare(frame) for number, frame in frames.items()}
+    fitted.clear()
+    fitted.update(kept)
 
 
 def _seen(source: Mask, image: FittedImage) -> Mask:
@@ -143,7 +154,9 @@ def _seen(source: Mask, image: FittedImage) -> Mask:
     return sample_source(shown, source.shape, back, rows, columns) > 0  # NaN compares false
 
 
-def fit_image(image: Pixels, width: int, fit: str) -> FittedImage:
+def fit_image(
+    image: Pixels, width: int, fit: str, resize: Resize = resize_by_pillow
+) -> FittedImage:
     """
     Bring one image to the network's size.
 
@@ -155,11 +168,11 @@ def fit_image(image: Pixels, width: int, fit: str) -> FittedImage:
     :raises ValueError: for an unknown `fit`.
     """
     if fit == 'crop':
-        return _crop(image, width)
+        return _crop(image, width, resize)
     if fit == 'pad':
-        return _pad(image, width)
+        return _pad(image, width, resize)
     if fit == 'square':
-        return _square(image, width)
+        return _square(image, width, resize)
     raise ValueError(f"fit is {fit!r}, expected 'crop', 'pad' or 'square'")
 
 
@@ -170,9 +183,9 @@ def unify_sizes(images: Sequence[FittedImage]) -> list[FittedImage]:
     return [_surround(image, height, width) for image in images]
 
 
-def stack_images(images: Sequence[Pixels]) -> Tensor:
-    """Turn S images (H, W, 3) into one tensor (S, 3, H, W) in [0, 1]."""
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+def stack_images(images: Sequence[Pixels], device: torch.device = _CPU) -> Tensor:
+    """Turn S images (H, W, 3) into one tensor (S, 3, H, W) in [0, 1], on a device."""
+    stacked = upload(images, device).permute(0, 3, 1, 2)
     return stacked.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
@@ -212,35 +225,35 @@ def sample_source(
     return np.where(inside, found, np.float32(np.nan))
 
 
-def _crop(image: Pixels, width: int) -> FittedImage:
+def _crop(image: Pixels, width: int, resize: Resize) -> FittedImage:
     source_height, source_width = image.shape[:2]
     height = _whole_patches(source_height * (width / source_width))
-    resized = _resize(image, height, width)
+    resized = resize(image, height, width)
     top = max((height - width) // 2, 0)
     kept = resized[top : top + width]
     back = _scale_pixels(source_width / width, source_height / height) @ _shift_pixels(0, top)
     return FittedImage(kept, back)
 
 
-def _pad(image: Pixels, side: int) -> FittedImage:
+def _pad(image: Pixels, side: int, resize: Resize) -> FittedImage:
     source_height, source_width = image.shape[:2]
     if source_width >= source_height:
         width, height = side, _whole_patches(source_height * (side / source_width))
     else:
         width, height = _whole_patches(source_width * (side / source_height)), side
-    resized = _resize(image, height, width)
+    resized = resize(image, height, width)
     back = _scale_pixels(source_width / width, source_height / height)
     return _surround(FittedImage(resized, back), side, side)
 
 
-def _square(image: Pixels, side: int) -> FittedImage:
+def _square(image: Pixels, side: int, resize: Resize) -> FittedImage:
     height, width = image.shape[:2]
     longer = max(height, width)
     top, left = (longer - height) // 2, (longer - width) // 2
     canvas = np.full((longer, longer, 3), _BLACK, np.uint8)
     canvas[top : top + height, left : left + width] = image
     back = _shift_pixels(-left, -top) @ _scale_pixels(longer / side, longer / side)
-    return FittedImage(_resize(canvas, side, side), back)
+    return FittedImage(resize(canvas, side, side), back)
 
 
 def _surround(image: FittedImage, height: int, width: int) -> FittedImage:
@@ -262,11 +275,6 @@ def _surround(image: FittedImage, height: int, width: int) -> FittedImage:
 def _whole_patches(length: float) -> int:
     """Round to a multiple of the patch size, half to even as the training code does."""
     return max(round(length / PATCH_SIZE), 1) * PATCH_SIZE
-
-
-def _resize(image: Pixels, height: int, width: int) -> Pixels:
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
 
 
 def _scale_pixels(x: float, y: float) -> Affine:

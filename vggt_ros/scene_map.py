@@ -55,7 +55,7 @@ class MapUpdate:
     model: str  # name of the network
     model_trained: bool  # False: random weights, the geometry means nothing
     tracks: PointTracks | None  # None: nobody wanted them, or there was nothing to follow
-    seconds: dict[str, float]  # time of each step: preprocess, inference, reconstruct, align
+    seconds: dict[str, float]  # preprocess, inference, reconstruct, align; without work ahead
     settings: CloudSettings
 
     @property

@@ -80,8 +80,9 @@ class ModelSettings:
     )
     precision: str = setting(
         'auto',
-        'Number format of the aggregator; the heads always run in float32. auto: bfloat16 on a '
-        'CUDA device that computes it, float16 on an older one, float32 on the CPU.',
+        'Number format of the aggregator; the heads always run in float32, their convolutions on '
+        'CUDA in TF32 unless this is float32. auto: bfloat16 on a CUDA device that computes it, '
+        'float16 on an older one, float32 on the CPU.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     resolution: int = setting(

@@ -67,6 +67,13 @@ class SlidingWindow:
         # The last accepted frame of each camera, small and grey.
         self._views: dict[int, npt.NDArray[np.uint8]] = {}
 
+    @property
+    def candidates(self) -> dict[int, Frame]:
+        """Frames that came already of the next window, by number, if the stream goes on."""
+        kept = max(self.size - self._missing, 0)
+        moments = [self._anchor, *self._moments[max(len(self._moments) - kept, 0) :]]
+        return {number: frame for moment in moments for number, frame in moment}
+
     def add(
         self, moment: Frame | Sequence[Frame], skipped_stamps_ns: Sequence[int] = ()
     ) -> Window | None:
@@ -154,12 +161,15 @@ class SlidingWindow:
         changes = (_find_change(before.get(frame.camera, frame), frame) for frame in frames)
         return next((change for change in changes if change), '')
 
-    def _complete(self) -> Window | None:
+    @property
+    def _missing(self) -> int:
+        """Moments that must come until the next window is complete."""
         fresh = bool(self._starts_map)  # a new map begins with a whole window of new frames
         wanted = self.size if fresh else self.stride
-        if len(self._moments) < self.size or self._waiting < wanted:
-            return None
-        return self._hand_out()
+        return max(self.size - len(self._moments), wanted - self._waiting, 0)
+
+    def _complete(self) -> Window | None:
+        return None if self._missing else self._hand_out()
 
     def _hand_out(self) -> Window:
         moments = self._keep_anchor(self._moments)

@@ -9,7 +9,7 @@ The map of a long way against the truth, beside simpler ways to join what a netw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +27,7 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference import Network
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.preprocess import Batch
+from vggt_ros.preprocess import Batch, FittedImage
 from vggt_ros.reconstruct import PredictionError
 from vggt_ros.scene_map import MapUpdate, final_places
 from vggt_ros.settings import Settings
@@ -115,6 +115,9 @@ class _Losing:
         if batch.window_id == self._window and prediction.depth is not None:
             prediction.depth.fill_(torch.nan)
         return prediction
+
+    def encode_ahead(self, images: Mapping[int, FittedImage]) -> None:
+        self._network.encode_ahead(images)
 
     def prepare(self, settings: Settings) -> Settings:
         return self._network.prepare(settings)

@@ -9,7 +9,7 @@ anew. Everything behind the network can be measured with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from vggt_ros.geometry.camera import encode_pose, invert_rigid, project
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.preprocess import Batch
+from vggt_ros.preprocess import Batch, FittedImage
 from vggt_ros.settings import Settings
 
 FIELD_OF_VIEW = 1.2  # horizontal, radians; pixels are square
@@ -155,6 +155,9 @@ class TruthNetwork:
             'visibility': seen.float()[None],
             'track_confidence': torch.ones(1, *seen.shape),
         }
+
+    def encode_ahead(self, images: Mapping[int, FittedImage]) -> None:
+        """Need no time for it anyway."""
 
     def prepare(self, settings: Settings) -> Settings:
         """Need nothing; the settings stay."""

@@ -205,6 +205,18 @@ class DenseHead(DenseDecoder):
         return cast(Tensor, self.scratch.output_conv2(self.decode(levels, image_size, image_size)))
 
 
+def lay_channels_last(model: nn.Module) -> None:
+    """
+    Lay out the weights of all decoders as what they meet: channels last.
+
+    Tokens are so by nature, and torch's operations keep it; weights that are not would be turned
+    at every use.
+    """
+    for module in model.modules():
+        if isinstance(module, DenseDecoder):
+            module.to(memory_format=torch.channels_last)
+
+
 def by_frames(
     decode: Callable[[list[Tensor]], Tensor],
     levels: Sequence[Tensor],

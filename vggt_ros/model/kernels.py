@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernels run: torch's fused attention, chosen by us on CUDA, and compiled layers.
+"""Which kernels run: torch's fused attention, chosen by us on CUDA, TF32, and compiled layers.
 
 Torch's own order of preference changes with its version, and the kernels differ by up to half in
 speed at the 64 channels of VGGT's heads. On a CPU torch's choice stands.
@@ -62,6 +62,16 @@ def chosen_kernel(head_dim: int, dtype: torch.dtype, device: torch.device) -> st
     # better; the documented can_use_... functions answer for CUDA alone and know no order.
     chosen = SDPBackend(torch._fused_sdp_choice(tokens, tokens, tokens))
     return str(chosen.name).lower().removesuffix('_attention')
+
+
+def allow_tf32(precision: torch.dtype) -> None:
+    """
+    Let convolutions of float32 on CUDA round their inputs to TF32, unless float32 was asked for.
+
+    It concerns the dense heads. Torch allows it by itself, and the published networks were run so;
+    it is said here because results depend on it. For the whole process.
+    """
+    torch.backends.cudnn.allow_tf32 = precision != torch.float32
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -3,10 +3,10 @@
 The thread that thinks, so that the executor never waits for the network.
 
 Images wait as messages in a short buffer; the thread decodes one, hands it to the engine and
-publishes what comes out. If images come faster than windows are computed, the buffer is thinned:
-the image goes whose absence leaves the others most evenly spread in time. The engine is told the
-stamps of those left out. Only images are thinned, never windows: a window, once complete, is
-computed.
+publishes what comes out. While none waits, the engine works ahead. If images come faster than
+windows are computed, the buffer is thinned: the image goes whose absence leaves the others most
+evenly spread in time. The engine is told the stamps of those left out. Only images are thinned,
+never windows: a window, once complete, is computed.
 
 This is the one place of the node that catches failures: each is logged once, counted, and the
 next image goes on.
@@ -164,6 +164,8 @@ class InferenceWorker:
             self._unseen_ns = []
             if update is not None and not self._stopping:
                 self._publish(update, moment)
+            if not self._waiting and not self._stopping:
+                self._engine.work_ahead()
         except ImageError as error:
             # the engine has not seen these: it judges with the next image that can be decoded
             self._unseen_ns += skipped_ns
