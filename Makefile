@@ -13,7 +13,7 @@ ENV := $(PYTHON) tools/ros_env.py
 RUN := $(ENV) run --ros '$(ROS)' --
 UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 
-.PHONY: help setup build demo test lint soak parity bench evaluate train-small clean
+.PHONY: help setup build demo test lint soak soak-memory parity bench bench-node evaluate train-small clean
 
 help:
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
@@ -22,6 +22,8 @@ help:
 	@echo 'make setup   only the environment (.venv); make build: also colcon build'
 	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
 	@echo 'make bench   the network as the engine runs it against whole windows; ARGS=--help for more'
+	@echo 'make bench-node   the node at 30 Hz, with and without the Fast DDS profile'
+	@echo 'make soak-memory   ten thousand windows in one process'
 	@echo 'make evaluate   maps of long sequences against the truth; ARGS=--help for more'
 	@echo 'make train-small   train the small network, or go on with it; ARGS=--help for more'
 	@echo 'make clean   remove what make made, environments included'
@@ -49,11 +51,17 @@ lint: setup
 soak: build
 	@$(RUN) python test/soak.py $(ARGS)
 
+soak-memory: build
+	@$(RUN) python test/soak_memory.py $(ARGS)
+
 parity: build
 	@$(RUN) python -m vggt_ros.cli.parity $(ARGS)
 
 bench: setup
 	@$(UNBUILT) python -m vggt_ros.cli.benchmark $(ARGS)
+
+bench-node: build
+	@$(RUN) python -m vggt_ros.cli.benchmark_node $(ARGS)
 
 evaluate: setup
 	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model truth --noise 1,0.3,1 $(ARGS)
