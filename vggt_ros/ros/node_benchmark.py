@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,7 +100,7 @@ def measure_node(case: Case) -> dict[str, Any]:
             return _listen(case, children, clocks)
         finally:
             for child in children:
-                child.terminate()
+                child.send_signal(signal.SIGINT)
             for child in children:
                 child.wait()
             rclpy.try_shutdown()
