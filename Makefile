@@ -13,7 +13,8 @@ ENV := $(PYTHON) tools/ros_env.py
 RUN := $(ENV) run --ros '$(ROS)' --
 UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 
-.PHONY: help setup build demo test lint soak soak-offline parity bench evaluate train-small clean
+.PHONY: help setup build demo test lint soak soak-memory soak-offline parity bench bench-node \
+	evaluate train-small clean
 
 help:
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
@@ -23,6 +24,8 @@ help:
 	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
 	@echo 'make soak-offline   a long recording through reconstruct: memory'
 	@echo 'make bench   the network as the engine runs it against whole windows; ARGS=--help for more'
+	@echo 'make bench-node   the node at 30 Hz, with and without the Fast DDS profile'
+	@echo 'make soak-memory   ten thousand windows in one process'
 	@echo 'make evaluate   maps of long sequences against the truth; ARGS=--help for more'
 	@echo 'make train-small   train the small network, or go on with it; ARGS=--help for more'
 	@echo 'make clean   remove what make made, environments included'
@@ -53,11 +56,17 @@ soak: build
 soak-offline: build
 	@$(RUN) python test/soak_reconstruct.py $(ARGS)
 
+soak-memory: build
+	@$(RUN) python test/soak_memory.py $(ARGS)
+
 parity: build
 	@$(RUN) python -m vggt_ros.cli.parity $(ARGS)
 
 bench: setup
 	@$(UNBUILT) python -m vggt_ros.cli.benchmark $(ARGS)
+
+bench-node: build
+	@$(RUN) python -m vggt_ros.cli.benchmark_node $(ARGS)
 
 evaluate: setup
 	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model truth --noise 1,0.3,1 $(ARGS)

@@ -29,7 +29,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import nearest_rotation, rotation_angle
 from vggt_ros.geometry.sim3 import Sim3
@@ -88,9 +87,11 @@ class FrameGeometry:
 
     def points(self, chosen: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
         """Give points (P, 3) and depth (P,) of the chosen pixels (h, w)."""
-        depth = self.depth.astype(np.float64)
-        in_camera = unproject(torch.from_numpy(depth), torch.from_numpy(self.intrinsics)).numpy()
-        return in_camera[chosen] @ self.camera[:3, :3].T + self.camera[:3, 3], depth[chosen]
+        rows, columns = np.nonzero(chosen)
+        depth = self.depth[rows, columns].astype(np.float64)
+        pixels = np.stack((columns, rows, np.ones_like(rows)), -1) * depth[:, None]
+        turned = pixels @ (self.camera[:3, :3] @ np.linalg.inv(self.intrinsics)).T
+        return turned + self.camera[:3, 3], depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,5 +294,5 @@ def _scatter_of_scales(log_ratios: list[Array]) -> float:
 def _distances(frame: _SharedFrame, map_from_window: Sim3) -> Array:
     """Measure how far the same points lie apart, over their depth: (P,)."""
     apart = map_from_window.apply(frame.new_points) - frame.old_points
-    distances: Array = np.linalg.norm(apart, axis=-1) / frame.old_depth
+    distances: Array = np.sqrt(np.einsum('pi,pi->p', apart, apart)) / frame.old_depth
     return distances

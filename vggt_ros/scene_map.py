@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from vggt_ros.alignment import Alignment
-from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.loop_closure import Closure
@@ -103,19 +101,19 @@ class MapUpdate:
     def points(self, i: int) -> PointCloud:
         """Give the points of frame i, a new one, that are believed, at most `max_points`."""
         chosen = self.chosen_pixels(i)
-        in_camera = unproject(
-            torch.from_numpy(self.reconstruction.depth[i]),
-            torch.from_numpy(self.reconstruction.intrinsics[i]).float(),
-        )
-        confidence = self.reconstruction.confidence[i].ravel()[chosen]
-        in_window = in_camera.reshape(-1, 3).numpy()[chosen]
+        geometry = self.reconstruction
+        rows, columns = np.divmod(chosen, geometry.image_size[1])
+        pixels = np.stack((columns, rows, np.ones_like(rows)), -1).astype(np.float32)
         # float32 carries a cloud to 1e-7 of its size; only the transform is put together in 64
-        map_from_camera = (
-            self.world_from_window.matrix() @ self.reconstruction.window_from_camera[i]
+        map_from_camera = self.world_from_window.matrix() @ geometry.window_from_camera[i]
+        map_from_pixel = map_from_camera[:3, :3] @ np.linalg.inv(geometry.intrinsics[i])
+        rays = pixels @ map_from_pixel.T.astype(np.float32)
+        depth = geometry.depth[i].ravel()[chosen, None]
+        return PointCloud(
+            xyz=depth * rays + map_from_camera[:3, 3].astype(np.float32),
+            rgb=self.batch.fitted[i].pixels.reshape(-1, 3)[chosen],
+            confidence=geometry.confidence[i].ravel()[chosen],
         )
-        rotation, translation = map_from_camera[:3, :3], map_from_camera[:3, 3]
-        xyz = in_window @ rotation.T.astype(np.float32) + translation.astype(np.float32)
-        return PointCloud(xyz, self.batch.fitted[i].pixels.reshape(-1, 3)[chosen], confidence)
 
 
 def final_places(updates: Sequence[MapUpdate]) -> list[Sim3]:
