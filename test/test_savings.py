@@ -290,16 +290,19 @@ def test_the_benchmark_compares_both_ways(
 ) -> None:
     figures = tmp_path / 'figures.json'
     arguments = ['--frames', '4', '--stride', '1', '8', '--resolution', '42x28', '--windows', '2']
-    monkeypatch.setattr(sys, 'argv', ['benchmark', *arguments, '--json', str(figures)])
+    picture = tmp_path / 'scaling.png'
+    arguments += ['--json', str(figures), '--plot', str(picture)]
+    monkeypatch.setattr(sys, 'argv', ['benchmark', *arguments])
     benchmark.main()
+    assert picture.read_bytes().startswith(b'\x89PNG')
     found = json.loads(figures.read_text())['results']
     assert [each['stride'] for each in found] == [1, 4]  # a window has no more new frames
     for each in found:
         assert each['naive']['flops'] == found[0]['naive']['flops']
         assert each['flops_ratio'] == each['naive']['flops'] / each['engine']['flops'] > 1
         assert each['ratio_to_naive'] > 0 and each['windows_per_second'] > 0
-        assert each['floor_ratio'] > 1
-    # three frames less are encoded, and one less is decoded
+        assert each['floor_ratio'] > 1 and each['predicted_memory_bytes'] > 0
+    # three frames less are encoded, and two less are decoded
     assert found[0]['engine']['flops'] < found[1]['engine']['flops']
     assert '| small | 4 | 1 | 42x28 |' in capsys.readouterr().out
 

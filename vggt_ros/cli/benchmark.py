@@ -18,8 +18,11 @@ from pathlib import Path
 import torch
 
 from vggt_ros.evaluation.speed import as_table, measure
+from vggt_ros.evaluation.speed_picture import draw_speed
 from vggt_ros.inference import choose_device, choose_precision
+from vggt_ros.memory import predict_peak
 from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
+from vggt_ros.model.dense_head import FRAMES_AT_ONCE
 from vggt_ros.settings import PATCH_SIZE
 from vggt_ros.warm_up import Load
 
@@ -44,6 +47,7 @@ def parse() -> argparse.Namespace:
         '--compile', action='store_true', help='time the engine with compiled layers too'
     )
     parser.add_argument('--json', type=Path, help='file for all figures')
+    parser.add_argument('--plot', type=Path, help='PNG of time and memory over frames')
     return parser.parse_args()
 
 
@@ -80,11 +84,14 @@ def main() -> None:
                         'resolution': f'{width}x{height}',
                         'device': str(device),
                         'precision': str(precision).removeprefix('torch.'),
+                        'predicted_memory_bytes': predict_peak(model, load, FRAMES_AT_ONCE),
                         **told,
                     }
                 )
                 print(as_table(found[-1:]).splitlines()[2], flush=True)
     print(as_table(found))
+    if asked.plot is not None:
+        draw_speed(found, asked.plot)
     if asked.json is not None:
         about = {
             'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How time and memory of a window grow with its frames: a picture of the benchmark's results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def draw_speed(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """
+    Draw results as PNG.
+
+    :param found: of `cli.benchmark`, of one size of network and one device.
+    """
+    figure = Figure(figsize=(11, 4.5), dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    time, memory = figure.subplots(1, 2)
+    for resolution in dict.fromkeys(each['resolution'] for each in found):
+        own = [each for each in found if each['resolution'] == resolution]
+        for stride in sorted({each['stride'] for each in own}):
+            line = sorted((e for e in own if e['stride'] == stride), key=lambda e: e['frames'])
+            frames = [each['frames'] for each in line]
+            seconds = [each['engine']['p50'] for each in line]
+            time.plot(frames, seconds, 'o-', label=f'engine, {resolution}, {stride} new')
+            predicted = [each['predicted_memory_bytes'] / 1e6 for each in line]
+            label = f'predicted, {resolution}'
+            memory.plot(frames, predicted, 'o-', label=label if stride == own[0]['stride'] else '')
+            measured = [each['peak_memory_bytes'] for each in line]
+            if None not in measured:
+                told = [each / 1e6 for each in measured]
+                memory.plot(frames, told, 's--', label=f'measured, {resolution}, {stride} new')
+        whole = {each['frames']: each['naive']['p50'] for each in own}
+        time.plot(*zip(*sorted(whole.items())), 'k:', label=f'whole windows, {resolution}')
+    time.set_ylabel('s for a window, median')
+    memory.set_ylabel('memory with the weights, MB')
+    for axes in (time, memory):
+        axes.set_xlabel('frames in a window')
+        axes.set_xscale('log', base=2)
+        axes.set_yscale('log')
+        axes.grid(alpha=0.3, which='both')
+        axes.legend(fontsize=8)
+    figure.suptitle(f'{found[0]["size"]} on {found[0]["device"]}, {found[0]["precision"]}')
+    figure.savefig(path)
