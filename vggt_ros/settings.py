@@ -68,10 +68,10 @@ class ModelSettings:
     """Which network runs, where, and on images of which size."""
 
     checkpoint: str = setting(
-        'untrained',
-        "Weights of the network: 'untrained' (a small network with random weights: the pipeline "
-        "runs, its geometry means nothing), 'embedded' (a small network that comes with the "
-        'package, trained on synthetic rooms only), a .safetensors or .pt file with the official '
+        'embedded',
+        "Weights of the network: 'embedded' (a small network that comes with the package, trained "
+        "on synthetic rooms only), 'untrained' (one with random weights: the pipeline runs, its "
+        'geometry means nothing), a .safetensors or .pt file with the official '
         "key names, or a Hugging Face id such as 'facebook/VGGT-1B'. A config.json beside the "
         'file gives the size of the network; without one it is that of VGGT-1B.',
     )
