@@ -27,13 +27,12 @@ def draw_speed(found: Sequence[dict[str, Any]], path: Path) -> None:
             frames = [each['frames'] for each in line]
             seconds = [each['engine']['p50'] for each in line]
             time.plot(frames, seconds, 'o-', label=f'engine, {resolution}, {stride} new')
-            predicted = [each['predicted_memory_bytes'] / 1e6 for each in line]
-            label = f'predicted, {resolution}'
-            memory.plot(frames, predicted, 'o-', label=label if stride == own[0]['stride'] else '')
             measured = [each['peak_memory_bytes'] for each in line]
             if None not in measured:
                 told = [each / 1e6 for each in measured]
                 memory.plot(frames, told, 's--', label=f'measured, {resolution}, {stride} new')
+        predicted = {each['frames']: each['predicted_memory_bytes'] / 1e6 for each in own}
+        memory.plot(*zip(*sorted(predicted.items())), 'o-', label=f'predicted, {resolution}')
         whole = {each['frames']: each['naive']['p50'] for each in own}
         time.plot(*zip(*sorted(whole.items())), 'k:', label=f'whole windows, {resolution}')
     time.set_ylabel('s for a window, median')
