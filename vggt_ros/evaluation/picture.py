@@ -114,7 +114,7 @@ def _draw_cloud(axes: Any, run: RunPicture, vertical: int, title: str, label: st
     axes.set_aspect('equal', adjustable='datalim')
     if len(run.cloud) == 0:
         return
-    shown = _without_outliers(run.cloud)
+    shown = without_outliers(run.cloud)
     # Far points first, so that what is nearest to the viewer lies on top.
     order = np.argsort(run.cloud[shown, 2] if vertical == 1 else -run.cloud[shown, 1])
     points, colours = run.cloud[shown][order], run.cloud_colours[shown][order]
@@ -124,7 +124,7 @@ def _draw_cloud(axes: Any, run: RunPicture, vertical: int, title: str, label: st
     )
 
 
-def _without_outliers(points: Array) -> npt.NDArray[np.bool_]:
+def without_outliers(points: Array) -> npt.NDArray[np.bool_]:
     """Keep the middle 98 % along each axis: one stray point would shrink all others to a dot."""
     low, high = np.percentile(points, (1, 99), axis=0)
     kept: npt.NDArray[np.bool_] = ((points >= low) & (points <= high)).all(axis=1)

@@ -6,11 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vggt_ros.io.euroc import EurocRecording
+from vggt_ros.io.frame_source import BAG_FILES
 from vggt_ros.io.rgbd import Recording
 from vggt_ros.io.seven_scenes import SevenScenesRecording
 from vggt_ros.io.tum_rgbd import TumRecording
-
-BAG_FILES = ('.mcap', '.db3')
 
 
 def open_recording(path: Path) -> Recording:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vggt_ros.evaluation.picture import without_outliers
 from vggt_ros.io.images import read_image
 from vggt_ros.offline.depth_pictures import read_depth
 from vggt_ros.offline.export import Export
@@ -167,7 +168,7 @@ def _draw_top(made: Export) -> Figure:
     axes = figure.subplots()
     unit, cloud = made.joined.unit, made.cloud
     if len(cloud.xyz):
-        shown = _middle(cloud.xyz)
+        shown = np.flatnonzero(without_outliers(cloud.xyz))
         shown = shown[:: max(1, -(-len(shown) // _DRAWN))]
         shown = shown[np.argsort(-cloud.xyz[shown, 1])]  # y points down: what is high comes last
         x, z = cloud.xyz[shown][:, [0, 2]].T
@@ -185,12 +186,6 @@ def _draw_top(made: Export) -> Figure:
     axes.legend(loc='best')
     axes.grid(alpha=0.3)
     return figure
-
-
-def _middle(xyz: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
-    """Keep the middle 98 % along each axis: one stray point would shrink all others to a dot."""
-    low, high = np.percentile(xyz, (1, 99), axis=0)
-    return np.flatnonzero(((xyz >= low) & (xyz <= high)).all(axis=1))
 
 
 def _draw_curves(joined: JoinedMap) -> Figure:
