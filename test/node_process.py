@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -95,6 +96,11 @@ class NodeProcess:
             if line.startswith(f'{key}:'):
                 return int(line.split()[1])
         raise KeyError(key)
+
+    def shared_memory(self):
+        """Name the files of shared memory that DDS in the process uses."""
+        maps = Path(f'/proc/{self.process.pid}/maps').read_text()
+        return set(re.findall(r'/dev/shm/fast\w+', maps))
 
     def said(self):
         return self.log.read_text()

@@ -15,6 +15,7 @@ from vggt_ros.inference import VGGTNetwork
 from vggt_ros.memory import GIGABYTE, LiveMemory, fit_to_memory, predict_peak, weight_bytes
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model import block as block_module
+from vggt_ros.model.attention import WantedTokens
 from vggt_ros.model.config import AggregatorConfig, ViTConfig
 from vggt_ros.settings import Settings
 from vggt_ros.warm_up import Load, make_windows
@@ -91,7 +92,7 @@ def test_fewer_frames_at_once_take_less_memory_and_give_the_same_depth() -> None
 def test_long_inputs_in_parts_give_the_same(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
 ) -> None:
-    """Both ways: one sequence of five frames, and five sequences."""
+    """One sequence of five frames, and five sequences; all tokens, and one frame's."""
     model = make(SMALL)
     tokens = torch.randn(*shape, SMALL.embed_dim)
     table = model.aggregator.rope_table((4, 6), tokens.device)
@@ -105,8 +106,11 @@ def test_long_inputs_in_parts_give_the_same(
         sizes: list[int] = []
         block.mlp.register_forward_hook(lambda _m, given, _o: sizes.append(given[0].shape[1]))
         found = block(tokens, table)
-    assert sizes == ([58, 58, 29] if shape[0] == 1 else [29, 29, 29])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert sizes == ([58, 58, 29] if shape[0] == 1 else [29, 29, 29])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        wanted = WantedTokens((0,), 29)
+        found = block(tokens, table, wanted)
+    torch.testing.assert_close(found, wanted.take(expected, dim=1), rtol=1e-5, atol=1e-5)
 
 
 def test_windows_are_fitted_to_a_budget() -> None:

@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -974,6 +975,22 @@ def test_a_signal_ends_the_node_in_the_middle_of_a_window(tmp_path, number):
         assert seconds < 2
         assert 'leaving without' in node.said()
         assert 'Traceback' not in node.said()
+
+
+def test_a_node_that_ends_leaves_no_shared_memory(tmp_path):
+    """Nobody else is in its domain, so all of it is the node's."""
+    node = NodeProcess(own_domain(Use.SLOW_NODE), tmp_path / 'log')
+    try:
+        deadline = time.monotonic() + 60
+        while not any('port' not in name for name in node.shared_memory()):
+            assert time.monotonic() < deadline, node.said()
+            time.sleep(0.05)
+        time.sleep(1)  # until it spins
+        used = node.shared_memory()
+        assert node.leave()[0] == 0, node.said()
+    finally:
+        node.kill()
+    assert not [name for name in used if Path(name).exists()]
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend
 
 from vggt_ros import inference
@@ -19,12 +22,14 @@ from vggt_ros.engine import StreamingEngine
 from vggt_ros.evaluation.naive_forward import naive_forward
 from vggt_ros.evaluation.weight_recipe import fill
 from vggt_ros.frames import Frame
-from vggt_ros.inference import VGGTNetwork
-from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.inference import VGGTNetwork, load_network
+from vggt_ros.memory import weight_bytes
+from vggt_ros.model import VGGT, VGGTConfig, packed_linear
 from vggt_ros.model.attention import SelfAttention
 from vggt_ros.model.kernels import attention_order, chosen_kernel
+from vggt_ros.model.packed_linear import PackedLinear, pack_linear_layers
 from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
-from vggt_ros.settings import Settings
+from vggt_ros.settings import ModelSettings, Settings
 
 EXACT = 1e-5
 HEADS = ('camera', 'depth')
@@ -244,6 +249,50 @@ def test_only_the_frames_that_are_asked_for_are_decoded(model: VGGT) -> None:
     assert prediction.depth is not None and prediction.depth.shape[:2] == (1, 2)
     assert prediction.pose_encodings is not None
     assert prediction.pose_encodings[-1].shape[:2] == (1, 5)
+
+
+@pytest.mark.parametrize(('heads', 'whole'), [(('camera', 'depth'), 2), (('camera',), 0)])
+def test_the_last_block_computes_what_is_read(
+    model: VGGT, heads: tuple[str, ...], whole: int
+) -> None:
+    """All tokens of the frames whose depth is wanted, the camera tokens of the five."""
+    network, batch = VGGTNetwork(model, 'test', True, 'float32'), Stream(3).window([*range(5)])
+    sizes: list[int] = []
+    block = model.aggregator.global_blocks[-1]
+    handle = block.register_forward_hook(lambda _m, _i, output: sizes.append(output.shape[1]))
+    expected = network(batch, heads).pose_encodings
+    found = network(replace(batch, dense=(1, 4)), heads).pose_encodings
+    handle.remove()
+    per_frame = model.aggregator.special_tokens + 4 * 6  # patches of 56 x 84 pixels
+    assert sizes == [5 * per_frame, whole * per_frame + 5]
+    torch.testing.assert_close(found[-1], expected[-1], rtol=EXACT, atol=EXACT)
+
+
+def test_packed_layers_give_the_same(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = copy.deepcopy(model)
+    layers = sum(isinstance(each, nn.Linear) for each in packed.aggregator.modules())
+    assert pack_linear_layers(packed.aggregator) < layers  # small ones gain nothing
+    monkeypatch.setattr(packed_linear, '_WORTH_IT', 1)
+    pack_linear_layers(packed.aggregator, packed.camera_head)
+    left = [*packed.aggregator.modules(), *packed.camera_head.modules()]
+    assert not any(isinstance(each, nn.Linear) for each in left)
+    network = VGGTNetwork(packed, 'test', True, 'float32')
+    for ids in ([0], [0, 1, 2, 3], [1, 2, 3, 4, 5]):
+        assert_same(network, model, Stream(4).window(ids))
+
+
+@pytest.mark.parametrize(('compiled', 'is_packed'), [(False, True), (True, False)])
+def test_loaded_networks_are_packed(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, is_packed: bool
+) -> None:
+    """All but compiled ones; the memory of the layers is that of plain ones."""
+    monkeypatch.setattr(packed_linear, '_WORTH_IT', 1)
+    settings = ModelSettings('untrained', 'cpu', compile=compiled)
+    model = load_network(settings).model
+    assert isinstance(model.aggregator.global_blocks[0].mlp.fc1, PackedLinear) is is_packed
+    with torch.device('meta'):
+        plain = VGGT(model.config)
+    assert weight_bytes(model) == weight_bytes(plain)
 
 
 @pytest.mark.parametrize('seed', range(3))

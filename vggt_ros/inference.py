@@ -28,6 +28,7 @@ from vggt_ros.model.kernels import (
     compile_layers,
     prefer,
 )
+from vggt_ros.model.packed_linear import pack_linear_layers
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import describe
 from vggt_ros.preprocess import Batch, FittedImage, Queries, stack_images
@@ -290,9 +291,11 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     model.aggregator.frame_rounds = settings.frame_rounds
     if settings.int8 != 'off':
         store_int8_weights(model.aggregator, settings.int8)
-    network = VGGTNetwork(
-        model.to(device), name, trained, str(precision).removeprefix('torch.'), width
-    )
+    model = model.to(device)
+    if not settings.compile:  # torch's compiler cannot take them
+        packed = pack_linear_layers(model.aggregator, model.camera_head)
+        logger.debug('%d linear layers are packed for oneDNN', packed)
+    network = VGGTNetwork(model, name, trained, str(precision).removeprefix('torch.'), width)
     logger.info(
         'network %s on %s in %s, attention by %s',
         network.name,

@@ -68,7 +68,8 @@ def _storages(values: object) -> list[Any]:
 
 def weight_bytes(model: VGGT) -> int:
     """Count the weights of all heads, run or not."""
-    return sum(each.numel() * each.element_size() for each in model.parameters())
+    held = (*model.parameters(), *model.buffers())
+    return sum(each.numel() * each.element_size() for each in held)
 
 
 def predict_peak(model: VGGT, load: Load, frames_at_once: int) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from vggt_ros.model.attention import RopeTable, patch_positions, rope_table
+from vggt_ros.model.attention import RopeTable, WantedTokens, patch_positions, rope_table
 from vggt_ros.model.block import Block, draw_normal
 from vggt_ros.model.config import VGGTConfig
 from vggt_ros.model.patch_embed import PatchEncoder
@@ -72,16 +72,26 @@ class Aggregator(nn.Module):
         x = torch.cat((self.special(batch, count), patch_tokens), dim=2)
         shape = x.shape
         kept: dict[int, Tensor] = {}
+        last = len(self.global_blocks) - 1
         blocks = zip(self.frame_blocks, self.global_blocks, strict=True)
         for index, (frame_block, global_block) in enumerate(blocks):
             within = frame_block(x.reshape(batch * count, -1, shape[-1]), table)
             del x  # a window of hundreds of frames has no memory to spare
             together = batch * count if index < self.frame_rounds else batch
-            x = global_block(within.reshape(together, -1, shape[-1]), table).reshape(shape)
+            wanted = None
+            if index == last and frames is not None and together == batch:
+                # nothing comes after it: of other frames, only the camera token is read
+                wanted = WantedTokens(tuple(frames) if last in rounds else (), shape[2])
+            x = global_block(within.reshape(together, -1, shape[-1]), table, wanted)
             within = within.reshape(shape)
+            if wanted is None:
+                x = x.reshape(shape)
+                of_frames, cameras = x[:, chosen] if index in rounds else x, x[:, :, 0]
+            else:
+                of_frames, cameras = wanted.part(x)
             if index in rounds:
-                kept[index] = torch.cat((within[:, chosen], x[:, chosen]), dim=-1)
-        kept[CAMERA] = torch.cat((within[:, :, 0], x[:, :, 0]), dim=-1)
+                kept[index] = torch.cat((within[:, chosen], of_frames), dim=-1)
+        kept[CAMERA] = torch.cat((within[:, :, 0], cameras), dim=-1)
         return kept
 
     def special(self, batch: int, frames: int) -> Tensor:

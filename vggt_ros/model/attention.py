@@ -12,6 +12,7 @@ Source: VGGT (arXiv 2503.11651); RoFormer (arXiv 2104.09864) for the rotation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -84,6 +85,26 @@ class Rope(nn.Module):
         return rotated.flatten(-3).flatten(2, 3)
 
 
+@dataclass(frozen=True, slots=True)
+class WantedTokens:
+    """Those tokens of a sequence of frames whose result somebody reads; all are attended to."""
+
+    frames: tuple[int, ...]  # places of the frames of which all tokens are wanted
+    per_frame: int  # tokens
+
+    def take(self, tokens: Tensor, dim: int) -> Tensor:
+        """Give all tokens of these frames, and then the first one of every frame."""
+        every = tokens.split(self.per_frame, dim)
+        whole = [every[i] for i in self.frames]
+        return torch.cat([*whole, *(frame.narrow(dim, 0, 1) for frame in every)], dim)
+
+    def part(self, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Part what `take` gave along axis 1: (B, F, per_frame, C) and (B, S, C)."""
+        count = len(self.frames) * self.per_frame
+        whole = taken[:, :count].unflatten(1, (len(self.frames), self.per_frame))
+        return whole, taken[:, count:]
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with optional q/k norm; rotates q and k if given a table."""
 
@@ -97,9 +118,14 @@ class SelfAttention(nn.Module):
         self.rope = Rope()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, table: RopeTable | None = None) -> Tensor:
-        """x: (B, N, C) → (B, N, C)."""
-        attended = self.attend(*self.project(x, table))
+    def forward(
+        self, x: Tensor, table: RopeTable | None = None, wanted: WantedTokens | None = None
+    ) -> Tensor:
+        """x: (B, N, C) → (B, N, C), or of the tokens that are wanted."""
+        q, k, v = self.project(x, table)
+        if wanted is not None:
+            q = wanted.take(q, dim=2)
+        attended = self.attend(q, k, v)
         return cast(Tensor, self.proj(attended.transpose(1, 2).flatten(2)))
 
     def project(self, x: Tensor, table: RopeTable | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,10 +138,16 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def attend_to_parts(
-        self, parts: Sequence[Tensor], norm: nn.Module, table: RopeTable | None
+        self,
+        parts: Sequence[Tensor],
+        norm: nn.Module,
+        table: RopeTable | None,
+        wanted: WantedTokens | None,
     ) -> Tensor:
         """
-        Run on the parts (B, n, C) of one sequence, of whole frames, before `proj`: (B, N, C).
+        Run on the parts (B, n, C) of one sequence, of whole frames, before `proj`.
+
+        The result is (B, N, C), or of the tokens that are wanted.
 
         Queries and keys are kept in the type of the values, to which autocast would bring them.
         """
@@ -130,7 +162,8 @@ class SelfAttention(nn.Module):
                 into[:, :, begin : begin + part.shape[1]] = each
             begin += part.shape[1]
         assert whole is not None  # a sequence has tokens
-        attended = self.attend(*whole.unbind(0))
+        q, k, v = whole.unbind(0)
+        attended = self.attend(q if wanted is None else wanted.take(q, dim=2), k, v)
         del whole, q, k, v, into, each  # before what follows may need a copy
         return attended.transpose(1, 2).flatten(2)
 

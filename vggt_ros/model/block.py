@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vggt_ros.model.attention import RopeTable, SelfAttention
+from vggt_ros.model.attention import RopeTable, SelfAttention, WantedTokens
 
 # Without gradients, longer inputs are taken in parts, so that only what attention needs at once is
 # kept of all tokens: 12 bytes a channel in bfloat16 instead of 36.
@@ -76,36 +76,48 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim)
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x: Tensor, table: RopeTable | None = None) -> Tensor:
-        """(B, N, dim) → (B, N, dim)."""
+    def forward(
+        self, x: Tensor, table: RopeTable | None = None, wanted: WantedTokens | None = None
+    ) -> Tensor:
+        """
+        (B, N, dim) → (B, N, dim).
+
+        :param wanted: tokens to compute; None: all.
+        """
         if self.recompute and torch.is_grad_enabled():
             from torch.utils.checkpoint import checkpoint
 
-            return cast(Tensor, checkpoint(self._run, x, table, use_reentrant=False))
+            return cast(Tensor, checkpoint(self._run, x, table, wanted, use_reentrant=False))
         if x.shape[0] * x.shape[1] > MANY_TOKENS and not torch.is_grad_enabled():
-            return self._run_in_parts(x, table)
-        return self._run(x, table)
+            return self._run_in_parts(x, table, wanted)
+        return self._run(x, table, wanted)
 
-    def _run(self, x: Tensor, table: RopeTable | None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), table))
+    def _run(self, x: Tensor, table: RopeTable | None, wanted: WantedTokens | None) -> Tensor:
+        attended = self.attn(self.norm1(x), table, wanted)
+        if wanted is not None:
+            x = wanted.take(x, dim=1)
+        x = x + self.ls1(attended)
         return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))
 
-    def _run_in_parts(self, x: Tensor, table: RopeTable | None) -> Tensor:
+    def _run_in_parts(
+        self, x: Tensor, table: RopeTable | None, wanted: WantedTokens | None
+    ) -> Tensor:
         """Do the same with less memory: a few sequences at a time, or parts of one."""
         sequences, tokens = x.shape[:2]
         if sequences > 1:
-            out = torch.empty_like(x)
             many = max(PART // tokens, 1)
+            out = torch.empty_like(x if wanted is None else wanted.take(x, dim=1))
             for part, into in zip(x.split(many), out.split(many), strict=True):
-                into.copy_(self.forward(part, table))
+                into.copy_(self.forward(part, table, wanted))
             return out
         # whole frames, since the rotation of one is that of all
         frame = 1 if table is None else len(table[0])
         many = max(PART // frame, 1) * frame
-        parts = x.split(many, dim=1)
-        attended = self.attn.attend_to_parts(parts, self.norm1, table)
+        attended = self.attn.attend_to_parts(x.split(many, dim=1), self.norm1, table, wanted)
+        if wanted is not None:
+            x = wanted.take(x, dim=1)
         out = torch.empty_like(x)
-        pieces = zip(parts, attended.split(many, dim=1), out.split(many, dim=1), strict=True)
+        pieces = zip(*(each.split(many, dim=1) for each in (x, attended, out)), strict=True)
         for part, answer, into in pieces:
             part = part + self.ls1(self.attn.proj(answer))
             into.copy_(part + self.ls2(self.mlp(self.norm2(part))))

@@ -188,6 +188,9 @@ class VggtNode(LifecycleNode):
         # Even then: the worker publishes nothing more, and others must not wait for a dead node.
         # This takes everything off the graph at once.
         self.destroy_node()
+        # rclpy's state machine holds the node in rcl, and with it the participant of DDS, whose
+        # shared memory (70 MB with config/fastdds.xml) would stay when the process has ended.
+        del self._state_machine
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is not None:
