@@ -35,8 +35,10 @@ from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.reconstruct import Reconstruction
 
 _PIXELS_PER_FRAME = 4096  # enough for a median to 1 %, cheap at any resolution
+_POINTS_PER_FRAME = 1024  # by which shared cameras are weighed against each other
 _INLIER = 0.1  # relative distance up to which a point counts as agreeing
-_ROUNDS = 5  # of reweighting; the weights change by less than 1 % after four
+_ROUNDS = 5  # of reweighting, at most
+_SETTLED = 0.01  # change of the weights below which no other round comes
 _HUBER = 1.345  # times the median miss: 95 % as efficient as the mean where all are alike
 _ALIKE = 1e-9  # relative miss that is rounding and tells no camera from another
 # Without motion and with depth that contradicts itself, a new scale would be a guess.
@@ -85,13 +87,14 @@ class FrameGeometry:
         depth = np.float32(place.scale) * self.depth
         return replace(self, camera=place.place(self.camera), depth=depth)
 
-    def points(self, chosen: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-        """Give points (P, 3) and depth (P,) of the chosen pixels (h, w)."""
-        rows, columns = np.nonzero(chosen)
-        depth = self.depth[rows, columns].astype(np.float64)
-        pixels = np.stack((columns, rows, np.ones_like(rows)), -1) * depth[:, None]
-        turned = pixels @ (self.camera[:3, :3] @ np.linalg.inv(self.intrinsics)).T
-        return turned + self.camera[:3, 3], depth
+    def points(self, pixels: npt.NDArray[np.intp]) -> Array:
+        """Give the points (P, 3) of these pixels (P,), counted row by row."""
+        rows, columns = np.divmod(pixels, self.depth.shape[1])
+        rays = np.stack((columns, rows, np.ones_like(rows)), -1)
+        depth = self.depth.ravel()[pixels, None].astype(np.float64)
+        turned = (rays * depth) @ (self.camera[:3, :3] @ np.linalg.inv(self.intrinsics)).T
+        found: Array = turned + self.camera[:3, 3]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +149,20 @@ def place_frames(
 
 
 @dataclass(frozen=True, slots=True)
-class _SharedFrame:
-    """A frame as the map and a window have it."""
+class _SharedFrames:
+    """N frames as the map and a window have them, with P points of each."""
 
-    old_camera: Array  # (4, 4), map-from-camera
-    new_camera: Array  # (4, 4), window-from-camera
-    old_points: Array  # (P, 3), the pixels that both are rather confident of, in the map
-    old_depth: Array  # (P,)
-    new_points: Array  # in the window
-    new_depth: Array
+    old_cameras: Array  # (N, 4, 4), map-from-camera
+    new_cameras: Array  # (N, 4, 4), window-from-camera
+    old_points: Array  # (N, P, 3), in the map
+    old_depth: Array  # (N, P)
+    new_points: Array  # (N, P, 3), of the same pixels, in the window
+
+    def distances(self, map_from_window: Sim3) -> Array:
+        """Measure how far the same points lie apart, over their depth: (N, P)."""
+        apart = map_from_window.apply(self.new_points) - self.old_points
+        distances: Array = np.sqrt(np.einsum('npi,npi->np', apart, apart)) / self.old_depth
+        return distances
 
 
 def align(
@@ -176,20 +184,27 @@ def align(
     told = [i for i in shared if i in reconstruction.depth]
     if not told:
         return _nothing_shared()
-    frames = {i: _share(placed.frames[ids[i]], thin_out(reconstruction, i)) for i in told}
-    ratios = [np.log(frame.old_depth / frame.new_depth) for frame in frames.values()]
+    new = {i: thin_out(reconstruction, i) for i in told}
+    pixels = {i: _choose_pixels(placed.frames[ids[i]], new[i]) for i in told}
+    ratios = [_log_ratio(placed.frames[ids[i]], new[i], pixels[i]) for i in told]
     log_ratio = np.concatenate(ratios)
     log_scale = float(np.median(log_ratio))
     depth_residual = float(np.median(np.abs(np.expm1(log_ratio - log_scale))))
     parallax = _parallax(placed, [ids[i] for i in shared])
     held = depth_residual > _UNSURE_DEPTH and parallax < _NO_PARALLAX
     scale = placed.scale if held else float(np.exp(log_scale))
-    cameras = [
-        frames.get(i) or _share_camera(placed.frames[ids[i]], reconstruction, i, scale)
-        for i in shared
-    ]
+    for i in shared:
+        if i not in new:
+            new[i] = _carry_over(placed.frames[ids[i]], reconstruction, i, scale)
+            pixels[i] = _choose_pixels(placed.frames[ids[i]], new[i])
+    cameras = _gather(
+        [placed.frames[ids[i]] for i in shared],
+        [new[i] for i in shared],
+        [pixels[i] for i in shared],
+    )
     map_from_window = _fit_cameras(cameras, scale)
-    distance = np.concatenate([_distances(each, map_from_window) for each in frames.values()])
+    of_told = [shared.index(i) for i in told]
+    distance = cameras.distances(map_from_window)[of_told]
     residual = float(np.median(distance))
     trusted = residual <= max_residual
     note = (
@@ -206,7 +221,7 @@ def align(
         shift_variance=shift_variance,
         turn_variance=turn_variance,
         stretch_variance=_scatter_of_scales(ratios),
-        middle=np.stack([each.old_camera[:3, 3] for each in cameras]).mean(0),
+        middle=cameras.old_cameras[:, :3, 3].mean(0),
         scale_held=held,
         trusted=trusted,
         note=note,
@@ -231,19 +246,41 @@ def _nothing_shared() -> Alignment:
     )
 
 
-def _share(old: FrameGeometry, new: FrameGeometry) -> _SharedFrame:
-    """Take the pixels of a frame that both are rather confident of."""
+def _choose_pixels(old: FrameGeometry, new: FrameGeometry) -> npt.NDArray[np.intp]:
+    """Choose the pixels of a frame (P,) that both are rather confident of, row by row."""
     confidence = np.minimum(new.confidence, old.confidence)
-    chosen = confidence >= np.median(confidence)
-    return _SharedFrame(old.camera, new.camera, *old.points(chosen), *new.points(chosen))
+    return np.flatnonzero(confidence >= np.median(confidence))
 
 
-def _share_camera(
+def _log_ratio(old: FrameGeometry, new: FrameGeometry, pixels: npt.NDArray[np.intp]) -> Array:
+    """Compare the depth of these pixels: (P,)."""
+    ratio = old.depth.ravel()[pixels].astype(np.float64) / new.depth.ravel()[pixels]
+    found: Array = np.log(ratio)
+    return found
+
+
+def _carry_over(
     old: FrameGeometry, reconstruction: Reconstruction, i: int, scale: float
-) -> _SharedFrame:
-    """Take a frame whose depth was not computed again: its points are those of the map."""
-    new = replace(old.moved(Sim3(1 / scale)), camera=reconstruction.window_from_camera[i])
-    return _share(old, new)
+) -> FrameGeometry:
+    """Take a frame whose depth was not computed again: its depth is that of the map."""
+    return replace(old.moved(Sim3(1 / scale)), camera=reconstruction.window_from_camera[i])
+
+
+def _gather(
+    old: Sequence[FrameGeometry],
+    new: Sequence[FrameGeometry],
+    pixels: Sequence[npt.NDArray[np.intp]],
+) -> _SharedFrames:
+    """Put shared frames side by side, with as many points of each, spread over its pixels."""
+    count = min(_POINTS_PER_FRAME, *(len(each) for each in pixels))
+    few = [each[np.linspace(0, len(each) - 1, count).astype(np.intp)] for each in pixels]
+    return _SharedFrames(
+        old_cameras=np.stack([frame.camera for frame in old]),
+        new_cameras=np.stack([frame.camera for frame in new]),
+        old_points=np.stack([frame.points(each) for frame, each in zip(old, few)]),
+        old_depth=np.stack([frame.depth.ravel()[each] for frame, each in zip(old, few)]),
+        new_points=np.stack([frame.points(each) for frame, each in zip(new, few)]),
+    )
 
 
 def _parallax(placed: PlacedFrames, shared: list[int]) -> float:
@@ -254,33 +291,34 @@ def _parallax(placed: PlacedFrames, shared: list[int]) -> float:
     return float(np.linalg.norm(np.ptp(centres, axis=0)) / depth)
 
 
-def _fit_cameras(frames: list[_SharedFrame], scale: float) -> Sim3:
+def _fit_cameras(frames: _SharedFrames, scale: float) -> Sim3:
     """Average where the shared cameras put the window in the map, by their points."""
-    old = np.stack([frame.old_camera for frame in frames])
-    new = np.stack([frame.new_camera for frame in frames])
+    old, new = frames.old_cameras, frames.new_cameras
     turns = old[:, :3, :3] @ new[:, :3, :3].transpose(0, 2, 1)
-    weights = np.full(len(frames), 1 / len(frames))
+    weights = np.full(len(old), 1 / len(old))
     for _ in range(_ROUNDS):
         turn = torch.from_numpy(np.einsum('n,nij->ij', weights, turns))
         rotation = nearest_rotation(turn).numpy()
         moved = scale * new[:, :3, 3] @ rotation.T
         fitted = Sim3(scale, rotation, weights @ (old[:, :3, 3] - moved))
-        miss = np.array([np.median(_distances(frame, fitted)) for frame in frames])
-        miss = np.maximum(miss, _ALIKE)
-        weights = np.minimum(1, _HUBER * np.median(miss) / miss)
-        weights /= weights.sum()
+        miss = np.maximum(np.median(frames.distances(fitted), axis=1), _ALIKE)
+        wanted = np.minimum(1, _HUBER * np.median(miss) / miss)
+        wanted /= wanted.sum()
+        if np.abs(wanted - weights).max() < _SETTLED * weights.max():
+            break
+        weights = wanted
     return fitted
 
 
-def _scatter(frames: list[_SharedFrame], map_from_window: Sim3) -> tuple[float, float]:
+def _scatter(frames: _SharedFrames, map_from_window: Sim3) -> tuple[float, float]:
     """Give the variances along each axis of how the cameras differ: in length and in rad."""
-    if len(frames) == 1:
+    old, count = frames.old_cameras, len(frames.old_cameras)
+    if count == 1:
         return np.nan, np.nan
-    old = np.stack([frame.old_camera for frame in frames])
-    placed = map_from_window.place(np.stack([frame.new_camera for frame in frames]))
+    placed = map_from_window.place(frames.new_cameras)
     shifts = placed[:, :3, 3] - old[:, :3, 3]
     turns = rotation_angle(torch.from_numpy(old[:, :3, :3].transpose(0, 2, 1) @ placed[:, :3, :3]))
-    freedom = 3 * (len(frames) - 1)  # the means over the cameras took one value for each axis
+    freedom = 3 * (count - 1)  # the means over the cameras took one value for each axis
     return float(np.square(shifts).sum()) / freedom, float(turns.square().sum()) / freedom
 
 
@@ -289,10 +327,3 @@ def _scatter_of_scales(log_ratios: list[Array]) -> float:
     if len(log_ratios) == 1:
         return np.nan
     return float(np.var([np.median(ratio) for ratio in log_ratios], ddof=1))
-
-
-def _distances(frame: _SharedFrame, map_from_window: Sim3) -> Array:
-    """Measure how far the same points lie apart, over their depth: (P,)."""
-    apart = map_from_window.apply(frame.new_points) - frame.old_points
-    distances: Array = np.sqrt(np.einsum('pi,pi->p', apart, apart)) / frame.old_depth
-    return distances

@@ -310,8 +310,8 @@ def _look_from(
         (P,); and the grey levels in both pictures, (P,) each.
     """
     thin = thin_out(joint, one)
-    chosen = thin.confidence >= np.median(thin.confidence)
-    points, _ = thin.points(chosen)
+    chosen = np.flatnonzero(thin.confidence >= np.median(thin.confidence))
+    points = thin.points(chosen)
     camera_from_window = invert_rigid(torch.from_numpy(joint.window_from_camera[other]))
     found, in_camera = project(
         torch.from_numpy(points), camera_from_window, torch.from_numpy(joint.intrinsics[other])
@@ -323,7 +323,7 @@ def _look_from(
     at = row[seen].astype(np.intp), column[seen].astype(np.intp)
     ratio = joint.depth[other][at] / ahead[seen]
     step = round(height / thin.depth.shape[0])
-    mine: Array = grey[one][::step, ::step][chosen][seen]
+    mine: Array = grey[one][::step, ::step].ravel()[chosen][seen]
     return float(seen.mean()), ratio, (mine, grey[other][at])
 
 

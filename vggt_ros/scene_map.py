@@ -102,12 +102,14 @@ class MapUpdate:
         """Give the points of frame i, a new one, that are believed, at most `max_points`."""
         chosen = self.chosen_pixels(i)
         geometry = self.reconstruction
-        rows, columns = np.divmod(chosen, geometry.image_size[1])
-        pixels = np.stack((columns, rows, np.ones_like(rows)), -1).astype(np.float32)
         # float32 carries a cloud to 1e-7 of its size; only the transform is put together in 64
         map_from_camera = self.world_from_window.matrix() @ geometry.window_from_camera[i]
         map_from_pixel = map_from_camera[:3, :3] @ np.linalg.inv(geometry.intrinsics[i])
-        rays = pixels @ map_from_pixel.T.astype(np.float32)
+        height, width = geometry.image_size
+        of_columns, of_rows, offset = map_from_pixel.T.astype(np.float32)
+        columns = np.arange(width, dtype=np.float32)[:, None] * of_columns
+        rows = np.arange(height, dtype=np.float32)[:, None] * of_rows + offset
+        rays = (rows[:, None] + columns).reshape(-1, 3)[chosen]
         depth = geometry.depth[i].ravel()[chosen, None]
         return PointCloud(
             xyz=depth * rays + map_from_camera[:3, 3].astype(np.float32),

@@ -54,9 +54,9 @@ def run_case(case: Case, with_profile: bool) -> dict[str, Any]:
 def row(told: dict[str, Any]) -> str:
     """Lay out one measurement."""
     work = told['cpu_ms_per_window']
-    p50, p95 = (
+    p50, p95, beside = (
         '-' if told[key] is None else f'{1e3 * told[key]:.0f}'
-        for key in ('latency_p50', 'latency_p95')
+        for key in ('latency_p50', 'latency_p95', 'beside_p50')
     )
     cells = (
         f'{told["width"]}x{told["height"]}',
@@ -66,6 +66,7 @@ def row(told: dict[str, Any]) -> str:
         f'{told["windows_per_second"]:.1f}',
         p50,
         p95,
+        beside,
         told['sent'],
         told['lost'],
         told['thinned'],
@@ -78,8 +79,8 @@ def row(told: dict[str, Any]) -> str:
 
 
 HEADER = (
-    '| images | network | topics | profile | windows/s | p50 ms | p95 ms | sent | lost | thinned '
-    '| CPU | windows/CPU s | own ms | MB |\n' + '|---|---|--:|---|' + '--:|' * 10
+    '| images | network | topics | profile | windows/s | p50 ms | p95 ms | beside ms | sent '
+    '| lost | thinned | CPU | windows/CPU s | own ms | MB |\n' + '|---|---|--:|---|' + '--:|' * 11
 )
 
 
@@ -106,7 +107,7 @@ def main() -> None:
             case = Case(*size, asked.seconds, EVERYTHING, pictures=pictures)
             cases += [(case, True), (case, False)]
     if asked.only != 'node':
-        for width in (84, 518):
+        for width in (112, 518):
             cases += [
                 (Case(*vga, asked.seconds, MAPPING, width), True),
                 (Case(*vga, asked.seconds, (), width, window=False), True),

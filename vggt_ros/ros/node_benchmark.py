@@ -63,6 +63,7 @@ class Heard:
     """What the listener got."""
 
     window: TopicTiming = field(default_factory=TopicTiming)
+    beside: list[float] = field(default_factory=list)  # s that windows took beside the network
     messages: dict[str, int] = field(default_factory=dict)
     sent: int = 0  # images, by the camera's own poses
     counts: dict[str, int] = field(default_factory=dict)  # of the last diagnostics
@@ -73,7 +74,9 @@ def measure_node(case: Case) -> dict[str, Any]:
     """
     Start camera and node, listen, and say what it took.
 
-    :returns: the case, `latency_p50` and `latency_p95` in s (None without ~/window), `windows`
+    :returns: the case, `latency_p50` and `latency_p95` in s (None without ~/window), `beside_p50`
+        (what of it is neither DDS nor the network: from the arrival of the image that completes a
+        window to the publication of ~/window, by the wall clock), `windows`
         and `windows_per_second`, images `sent`, `received`, `lost` on the way, `thinned` and
         without parallax, `cpu_share` (1: one core), `windows_per_cpu_second`, `memory_bytes`, and
         `cpu_ms_per_window`, see `node_work`.
@@ -137,7 +140,7 @@ def _listen(
 
     spin_to_diagnostics(lambda: heard.counts.get('windows', 0) >= _WARM)
     before, cpu, sent = dict(heard.counts), cpu_seconds(children[0].pid), heard.sent
-    heard.window, heard.messages = TopicTiming(), {}
+    heard.window, heard.beside, heard.messages = TopicTiming(), [], {}
     begin = time.monotonic()
     deadline += case.seconds
     spin_to_diagnostics(lambda: time.monotonic() > begin + case.seconds)
@@ -153,6 +156,7 @@ def _listen(
         'measured_seconds': seconds,
         'latency_p50': latencies[0] if case.window else None,
         'latency_p95': latencies[1] if case.window else None,
+        'beside_p50': float(np.median(heard.beside)) if case.window else None,
         'windows_per_second': counts['windows'] / seconds,
         'sent': sent,
         'lost': sent - counts['received'],
@@ -173,6 +177,7 @@ def _subscribe(node: Any, case: Case, heard: Heard) -> None:
 
     def take_window(message: Any) -> None:
         heard.window.add(time.time_ns(), ns_from_time(message.header.stamp))
+        heard.beside.append(message.total_seconds - message.inference_seconds)
 
     def take_sent(_message: Any) -> None:
         heard.sent += 1
