@@ -51,6 +51,20 @@ def test_every_value_is_pillows(
     np.testing.assert_array_equal(found, resize_by_pillow(image, height, width))
 
 
+@pytest.mark.parametrize(('source', 'target'), SIZES, ids=str)
+def test_fast_resizing_differs_by_a_level_in_a_hundredth(
+    source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    image, (width, height) = picture(source), target
+    image.setflags(write=False)
+    found = choose_resize('cpu', fast=True)(image, height, width)
+    assert found.dtype == np.uint8
+    apart = np.abs(found.astype(int) - resize_by_pillow(image, height, width))
+    assert apart.max() <= 2
+    assert np.mean(apart > 0) <= 0.01
+    assert np.mean(apart > 1) <= 1e-4
+
+
 def test_any_wide_image_is_fitted_as_by_pillow() -> None:
     random = np.random.default_rng(0)
     for _ in range(40):
@@ -88,8 +102,8 @@ def test_weights_are_made_once_for_each_size() -> None:
 def test_a_network_elsewhere_has_its_images_resized_there(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert choose_resize('cpu') is resize_by_pillow
-    chosen, where = choose_resize('cuda:1'), []
+    assert choose_resize('cpu', fast=False) is resize_by_pillow
+    chosen, where = choose_resize('cuda:1', fast=True), []
 
     def full(_images: object, device: torch.device) -> None:
         where.append(str(device))

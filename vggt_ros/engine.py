@@ -79,7 +79,7 @@ class StreamingEngine:
         self._scale = ScaleKeeper(settings.scale, scale_source)
         self._width = settings.model.resolution or network.image_width
         camera = settings.camera
-        self._resize = choose_resize(network.device)
+        self._resize = choose_resize(network.device, settings.model.fast_resize)
         self._as_pinhole = (
             Rectifier(math.radians(camera.rectified_field_of_view)).rectify
             if camera.rectify

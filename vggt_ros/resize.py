@@ -4,7 +4,8 @@ Resizing of 8-bit images as Pillow does it, by Pillow on the CPU and by torch on
 
 The published weights were trained on Pillow's antialiased bicubic; other resamplers differ by up
 to 30 grey levels. It is two passes, width first, each of which ends in 8 bits, in integers of 22
-bits after the point. The same integers give the same image on every device, to the bit.
+bits after the point. The same integers give the same image on every device, to the bit. What torch
+itself does with 8-bit images on a CPU is the same, but for weights of 16 bits.
 
 Pillow 13 begins with the height where images are tall (twice as high as wide) or shrink much more
 in height than in width; earlier versions, on whose images the weights were trained, never do, nor
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 Pixels = npt.NDArray[np.uint8]
 Resize = Callable[[Pixels, int, int], Pixels]  # image (H, W, 3), height, width
@@ -35,15 +37,29 @@ _KEPT = 16  # pairs of lengths whose weights are kept; a camera and a resolution
 logger = logging.getLogger(__name__)
 
 
-def choose_resize(device: str) -> Resize:
-    """Choose what resizes images for a network on this device, as torch writes it."""
+def choose_resize(device: str, fast: bool) -> Resize:
+    """
+    Choose what resizes images for a network on this device, as torch writes it.
+
+    :param fast: on the CPU, rather fast than equal to Pillow in every value.
+    """
     there = torch.device(device)
-    return resize_by_pillow if there.type == 'cpu' else functools.partial(resize_on, there)
+    if there.type != 'cpu':
+        return functools.partial(resize_on, there)
+    return resize_by_torch if fast else resize_by_pillow
 
 
 def resize_by_pillow(image: Pixels, height: int, width: int) -> Pixels:
     """Resize an image (H, W, 3)."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resize_by_torch(image: Pixels, height: int, width: int) -> Pixels:
+    """Resize an image (H, W, 3) on the CPU, its weights in 16 bits, nearly as Pillow does it."""
+    planes = upload([image], torch.device('cpu')).permute(0, 3, 1, 2)
+    size = height, width
+    made = functional.interpolate(planes, size, mode='bicubic', antialias=True)
+    return np.ascontiguousarray(made[0].permute(1, 2, 0).numpy())
 
 
 def resize_on(device: torch.device, image: Pixels, height: int, width: int) -> Pixels:

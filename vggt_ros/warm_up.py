@@ -25,14 +25,14 @@ class Load:
     stride: int  # new ones among them
     height: int  # pixels
     width: int
-    # says of which shared frames depth is wanted; None: of none, windows are not to be joined
-    alignment: AlignmentSettings | None = field(default_factory=AlignmentSettings)
+    # says of which shared frames depth is wanted
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
 
     @property
     def dense(self) -> tuple[int, ...]:
         """Places of the frames whose depth is wanted once the map has begun."""
         shared = self.frames - self.stride
-        wanted = self.alignment.decoded_of(shared) if self.alignment else 0
+        wanted = self.alignment.decoded_of(shared)
         spread = np.linspace(0, shared - 1, wanted).round().astype(int).tolist() if shared else []
         return (*spread, *range(shared, self.frames))
 

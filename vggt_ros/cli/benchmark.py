@@ -23,7 +23,7 @@ from vggt_ros.inference import choose_device, choose_precision
 from vggt_ros.memory import predict_peak
 from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
 from vggt_ros.model.dense_head import FRAMES_AT_ONCE
-from vggt_ros.settings import PATCH_SIZE, AlignmentSettings
+from vggt_ros.settings import PATCH_SIZE
 from vggt_ros.warm_up import Load
 
 SIZES = {'small': VGGTConfig.small, 'vggt_1b': VGGTConfig.vggt_1b}
@@ -45,11 +45,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--precision', default='auto')
     parser.add_argument(
         '--compile', action='store_true', help='time the engine with compiled layers too'
-    )
-    parser.add_argument(
-        '--new-frames-only',
-        action='store_true',
-        help='decode no shared frame, by whose depth the node joins windows',
     )
     parser.add_argument('--json', type=Path, help='file for all figures')
     parser.add_argument('--plot', type=Path, help='PNG of time and memory over frames')
@@ -79,8 +74,7 @@ def main() -> None:
     for width, height in asked.resolution:
         for frames in asked.frames:
             for stride in sorted({min(each, frames) for each in asked.stride}):
-                alignment = None if asked.new_frames_only else AlignmentSettings()
-                load = Load(frames, stride, height, width, alignment)
+                load = Load(frames, stride, height, width)
                 told = measure(model, load, asked.windows, asked.compile)
                 found.append(
                     {

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def row(told: dict[str, Any]) -> str:
     cells = (
         f'{told["width"]}x{told["height"]}',
         'embedded' if not told['wall'] else f'none, {told["wall"]} wide',
+        'fast' if told['fast_resize'] else 'exact',
         len(told['topics']) + told['window'],
         'yes' if told['profile'] else 'no',
         f'{told["windows_per_second"]:.1f}',
@@ -79,8 +80,9 @@ def row(told: dict[str, Any]) -> str:
 
 
 HEADER = (
-    '| images | network | topics | profile | windows/s | p50 ms | p95 ms | beside ms | sent '
-    '| lost | thinned | CPU | windows/CPU s | own ms | MB |\n' + '|---|---|--:|---|' + '--:|' * 11
+    '| images | network | resize | topics | profile | windows/s | p50 ms | p95 ms | beside ms '
+    '| sent | lost | thinned | CPU | windows/CPU s | own ms | MB |\n'
+    '|---|---|---|--:|---|' + '--:|' * 11
 )
 
 
@@ -105,11 +107,12 @@ def main() -> None:
     if asked.only != 'own':
         for size, pictures in ((vga, 16), (hd, 4)):
             case = Case(*size, asked.seconds, EVERYTHING, pictures=pictures)
-            cases += [(case, True), (case, False)]
+            cases += [(case, True), (replace(case, fast_resize=True), True), (case, False)]
     if asked.only != 'node':
         for width in (112, 518):
             cases += [
                 (Case(*vga, asked.seconds, MAPPING, width), True),
+                (Case(*vga, asked.seconds, MAPPING, width, fast_resize=True), True),
                 (Case(*vga, asked.seconds, (), width, window=False), True),
             ]
     about = {

@@ -52,6 +52,7 @@ class Case:
     wall: int = 0  # the network's width where it is to cost nothing; 0: the embedded one
     window: bool = True  # listen to ~/window; without, latencies are not known
     pictures: int = 24  # that the camera plays to and fro
+    fast_resize: bool = False
 
 
 class BenchmarkError(RuntimeError):
@@ -84,7 +85,8 @@ def measure_node(case: Case) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         clocks = Path(folder) / 'clocks'
-        node = [*('--clocks', str(clocks), '--wall', str(case.wall))]
+        node = {'checkpoint': 'embedded', 'fast_resize': str(case.fast_resize).lower()}
+        timed = ('--clocks', str(clocks), '--wall', str(case.wall))
         camera = {
             'width': case.width,
             'height': case.height,
@@ -96,7 +98,7 @@ def measure_node(case: Case) -> dict[str, Any]:
         }
         rclpy.init()
         children = [
-            _start('timed_node', *node, '--ros-args', '-p', 'checkpoint:=embedded'),
+            _start('timed_node', *timed, '--ros-args', *_parameters(node)),
             _start('synthetic_camera', '--ros-args', *_parameters(camera)),
         ]
         try:
