@@ -98,9 +98,9 @@ class NodeProcess:
         raise KeyError(key)
 
     def shared_memory(self):
-        """Name the files of shared memory that DDS in the process uses."""
+        """Name the segments of shared memory that DDS in the process uses, ports left out."""
         maps = Path(f'/proc/{self.process.pid}/maps').read_text()
-        return set(re.findall(r'/dev/shm/fast\w+', maps))
+        return set(re.findall(r'/dev/shm/fast(?:rtps|dds)_[0-9a-f]{16}\b', maps))
 
     def said(self):
         return self.log.read_text()
