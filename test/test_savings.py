@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_ros import inference
 from vggt_ros.cli import benchmark
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.evaluation.naive_forward import naive_forward
+from vggt_ros.evaluation.speed import count_flops
 from vggt_ros.evaluation.weight_recipe import fill
 from vggt_ros.frames import Frame
 from vggt_ros.inference import VGGTNetwork, load_network
@@ -33,6 +36,9 @@ from vggt_ros.settings import ModelSettings, Settings
 
 EXACT = 1e-5
 HEADS = ('camera', 'depth')
+NEEDS_X86 = pytest.mark.skipif(
+    platform.machine() not in packed_linear._PROCESSORS, reason='layers are packed on x86 only'
+)
 
 
 @pytest.fixture(scope='module')
@@ -268,6 +274,7 @@ def test_the_last_block_computes_what_is_read(
     torch.testing.assert_close(found[-1], expected[-1], rtol=EXACT, atol=EXACT)
 
 
+@NEEDS_X86
 def test_packed_layers_give_the_same(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = copy.deepcopy(model)
     layers = sum(isinstance(each, nn.Linear) for each in packed.aggregator.modules())
@@ -281,6 +288,7 @@ def test_packed_layers_give_the_same(model: VGGT, monkeypatch: pytest.MonkeyPatc
         assert_same(network, model, Stream(4).window(ids))
 
 
+@NEEDS_X86
 @pytest.mark.parametrize(('compiled', 'is_packed'), [(False, True), (True, False)])
 def test_loaded_networks_are_packed(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, is_packed: bool
@@ -332,6 +340,20 @@ def test_weights_that_change_are_seen(model: VGGT) -> None:
     with torch.no_grad():
         model.aggregator.patch_embed.pos_embed.copy_(kept)
     assert not torch.allclose(after, before, atol=1e-4)
+
+
+def test_operations_of_attention_are_counted_whatever_the_kernel() -> None:
+    """Torch counts those of the matrix products that one kernel is made of."""
+    q, k, v = torch.rand(2, 3, 50, 16), torch.rand(2, 3, 70, 16), torch.rand(2, 3, 70, 16)
+
+    def attend() -> None:
+        functional.scaled_dot_product_attention(q, k, v)
+
+    counted = []
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(backend), torch.inference_mode():
+            counted.append(count_flops(attend))
+    assert counted[0] == counted[1] > 0
 
 
 def test_the_benchmark_compares_both_ways(

@@ -59,8 +59,8 @@ def measure(model: VGGT, load: Load, windows: int, with_compiled: bool = False) 
         naive_forward(model, batch.images[None].to(device)).cpu()
 
     flops = {
-        'engine': _count_flops(partial(run_engine, batches[1])),
-        'naive': _count_flops(partial(run_naive, batches[1])),
+        'engine': count_flops(partial(run_engine, batches[1])),
+        'naive': count_flops(partial(run_naive, batches[1])),
     }
     # counted before: the counter of operations does not know packed layers
     network = VGGTNetwork(_pack(model), 'benchmark', False, 'float32')
@@ -155,7 +155,8 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _count_flops(work: Callable[[], object]) -> int:
+def count_flops(work: Callable[[], object]) -> int:
+    """Count the operations of some work; products of packed layers are not known."""
     # torch's counter knows the attention kernels of CUDA, but not that of the CPU
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:

@@ -8,15 +8,18 @@ differ by rounding. How much it gains depends on the processor: see docs/speed.m
 
 Source: the operators to which torch's own compiler brings frozen linear layers
 (torch/_inductor/fx_passes/mkldnn_fusion.py). They are not documented; without them, layers stay.
+So they do on other processors than x86, where nobody has measured it.
 """
 
 from __future__ import annotations
 
+import platform
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+_PROCESSORS = ('x86_64', 'AMD64')
 _PACK = '_reorder_linear_weight'
 _WORTH_IT = 1 << 17  # weights of a layer; with fewer, the call itself costs what is gained
 _ROWS = 1024  # that the layout is made for; for 4 to 2,400 it is as fast as one made for them
@@ -43,9 +46,10 @@ def pack_linear_layers(*modules: nn.Module) -> int:
     """
     Replace the large linear layers that hold float32 on the CPU; their own weights are freed.
 
-    :returns: how many were replaced; none where this torch does not have what it takes.
+    :returns: how many were replaced; none where processor or torch do not have what it takes.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, _PACK):
+    known = platform.machine() in _PROCESSORS and torch.backends.mkldnn.is_available()
+    if not known or not hasattr(torch.ops.mkldnn, _PACK):
         return 0
     packed = 0
     for parent in [each for module in modules for each in module.modules()]:
