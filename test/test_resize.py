@@ -9,10 +9,20 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from fake_network import FakeNetwork
 
 from vggt_ros import resize as resizing
+from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames import Frame
 from vggt_ros.preprocess import fit_image, stack_images
-from vggt_ros.resize import choose_resize, resize, resize_by_pillow, resize_on
+from vggt_ros.resize import (
+    choose_resize,
+    resize,
+    resize_by_pillow,
+    resize_by_torch,
+    resize_on,
+)
+from vggt_ros.settings import Settings
 
 CPU = torch.device('cpu')
 DEVICES = [CPU, *([torch.device('cuda')] if torch.cuda.is_available() else [])]
@@ -63,6 +73,20 @@ def test_fast_resizing_differs_by_a_level_in_a_hundredth(
     assert apart.max() <= 2
     assert np.mean(apart > 0) <= 0.01
     assert np.mean(apart > 1) <= 1e-4
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_the_engine_resizes_as_the_setting_says(fast: bool) -> None:
+    settings = Settings.from_flat({'fast_resize': fast, 'min_parallax': 0.0})
+    engine = StreamingEngine(settings, FakeNetwork(image_width=84))
+    image = picture((320, 240))
+    engine.add(Frame(image, 0, 'camera'))
+    engine.work_ahead()
+    (fitted,) = engine._fitted.values()
+    resize_by = resize_by_torch if fast else resize_by_pillow
+    np.testing.assert_array_equal(fitted.pixels, fit_image(image, 84, 'crop', resize_by).pixels)
+    other = fit_image(image, 84, 'crop', resize_by_pillow if fast else resize_by_torch)
+    assert (fitted.pixels != other.pixels).any()
 
 
 def test_any_wide_image_is_fitted_as_by_pillow() -> None:

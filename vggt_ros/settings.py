@@ -127,7 +127,6 @@ class ModelSettings:
         low=0,
         high=1000,
     )
-
     fast_resize: bool = setting(
         False,
         'Resize images on the CPU by torch instead of Pillow: in a sixth of the time on x86, but '
