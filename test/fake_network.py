@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.truth_network import Errors, TruthNetwork, World
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.rotation import matrix_from_quaternion
+from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork, World
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.settings import Settings
 

@@ -5,7 +5,7 @@ A camera at 30 Hz and a network that is much too slow, for as long as you like.
 
     python3 test/soak.py --minutes 10
 
-Latency must stay bounded, images must be thinned and counted, no window may be dropped, memory
+Latency must stay bounded, images must be dropped and counted, no window may be dropped, memory
 must not grow. The ordinary test does the same for some seconds.
 """
 
@@ -35,14 +35,14 @@ class Figures:
 
     sent: int
     windows: int
-    thinned: int
+    dropped: int
     median_latency: float  # seconds from the newest image of a window to its publication
     worst_latency: float
     memory_growth: float  # MiB, over the second half
 
     def __str__(self) -> str:
         return (
-            f'{self.sent} images sent, {self.windows} windows, {self.thinned} images thinned, '
+            f'{self.sent} images sent, {self.windows} windows, {self.dropped} images dropped, '
             f'latency median {self.median_latency:.2f} s, worst {self.worst_latency:.2f} s, '
             f'memory grew by {self.memory_growth:.1f} MiB in the second half'
         )
@@ -69,14 +69,14 @@ def run_soak(node: NodeProcess, driver: Driver, minutes: float) -> Figures:
         driver.spin_for(max(started + sent / RATE - time.monotonic(), 0.0005))
     growth = (node.status('VmRSS') - halfway) / 1024
     _, values = driver.wait_health(received=sent, waiting=0)
-    thinned = int(values['thinned'])
+    dropped = int(values['dropped'])
     reports = driver.got['window']
 
     def count_left() -> int:
-        return sent - thinned - SIZE - STRIDE * (len(reports) - 1)
+        return sent - dropped - SIZE - STRIDE * (len(reports) - 1)
 
     driver.spin_until(lambda: count_left() < STRIDE, what='the window that is still computed')
-    assert count_left() >= 0, (sent, thinned, len(reports))
+    assert count_left() >= 0, (sent, dropped, len(reports))
     latencies = np.array([report.total_seconds for report in reports])
     assert [report.window_id for report in reports] == list(range(len(reports)))
     assert {report.map_id for report in reports} == {0}
@@ -87,7 +87,7 @@ def run_soak(node: NodeProcess, driver: Driver, minutes: float) -> Figures:
     assert (arrived[2:] > published[:-2] - _SLACK).all(), latencies
     assert growth < 20
     median = float(np.median(latencies))
-    return Figures(sent, len(reports), thinned, median, float(latencies.max()), growth)
+    return Figures(sent, len(reports), dropped, median, float(latencies.max()), growth)
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from rclpy.executors import SingleThreadedExecutor
 from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.truth_network import World
-from vggt_ros.frames import Frame
-from vggt_ros.inference import load_network
+from vggt_ros.frames.frame import Frame
+from vggt_ros.inference.network import load_network
+from vggt_ros.lab.evaluation.truth_network import World
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import TOPICS, MapPublishers
 from vggt_ros.settings import ModelSettings, Settings

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import cv2
 
-from vggt_ros.evaluation.sequences import render_way
-from vggt_ros.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.evaluation.sequences import render_sequence
+from vggt_ros.lab.synthetic.sequences import SEQUENCES
 
 PICTURES = 60
 LARGEST_CHANGE = 0.05
@@ -34,7 +34,7 @@ def make_recording(folder: Path, frames: int) -> None:
     pictures = folder.with_name('pictures')
     pictures.mkdir()
     folder.mkdir()
-    for i, image in enumerate(render_way(SEQUENCES['handheld'](PICTURES), 0, 96, 128)[0]):
+    for i, image in enumerate(render_sequence(SEQUENCES['handheld'](PICTURES), 0, 96, 128)[0]):
         cv2.imwrite(str(pictures / f'{i}.png'), image[..., ::-1])
     for i in range(frames):
         there = PICTURES - 1 - abs(i % (2 * PICTURES - 2) - (PICTURES - 1))

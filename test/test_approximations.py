@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_ros.cli import approximations
 from vggt_ros.engine import HEADS
-from vggt_ros.inference import VGGTNetwork, load_network
+from vggt_ros.inference.network import VGGTNetwork, load_network
+from vggt_ros.inference.warm_up import Load, make_noise_windows
 from vggt_ros.model.attention import explicit_attention, use_attention
 from vggt_ros.settings import ModelSettings
-from vggt_ros.warm_up import Load, make_windows
 
-BATCH = make_windows(Load(frames=4, stride=1, height=56, width=84), 1)[0]
+BATCH = make_noise_windows(Load(frames=4, stride=1, height=56, width=84), 1)[0]
 
 
 def load(**settings: object) -> VGGTNetwork:
@@ -35,12 +35,12 @@ def change(network: VGGTNetwork) -> float:
 
 
 def test_nothing_is_approximated_by_default() -> None:
-    assert (ModelSettings().int8, ModelSettings().frame_rounds) == ('off', 0)
+    assert (ModelSettings().int8, ModelSettings().frame_only_blocks) == ('off', 0)
     assert change(load()) == 0
 
 
 def test_frames_of_which_every_round_is_alone_do_not_know_of_each_other() -> None:
-    network = load(frame_rounds=4)
+    network = load(frame_only_blocks=4)
     depth = depth_of(network)
     other = depth_of_changed_last(network)
     assert torch.allclose(depth[:, :-1], other[:, :-1], rtol=1e-5)
@@ -60,7 +60,7 @@ def depth_of_changed_last(network: VGGTNetwork) -> torch.Tensor:
 def test_frame_rounds_save_operations() -> None:
     counts = []
     for rounds in (0, 2):
-        network = load(frame_rounds=rounds)
+        network = load(frame_only_blocks=rounds)
         network.model.requires_grad_(False)
         use_attention(network.model, explicit_attention)  # torch does not count the fused one
         with FlopCounterMode(display=False) as counter:
@@ -70,8 +70,8 @@ def test_frame_rounds_save_operations() -> None:
 
 
 def test_more_frame_rounds_than_there_are_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match='frame_rounds is 5, expected at most 4'):
-        load(frame_rounds=5)
+    with pytest.raises(ValueError, match='frame_only_blocks is 5, expected at most 4'):
+        load(frame_only_blocks=5)
 
 
 @pytest.mark.parametrize('way', ['weights', 'dynamic'])
@@ -101,5 +101,5 @@ def test_losses_are_measured_on_the_same_windows(
     rows = capsys.readouterr().out.splitlines()
     plain = next(row for row in rows if row.startswith('| plain |')).split('|')
     assert float(plain[5]) == 0 and float(plain[6]) == 1
-    rounds = next(row for row in rows if row.startswith('| frame_rounds: 2 |')).split('|')
+    rounds = next(row for row in rows if row.startswith('| frame_only_blocks: 2 |')).split('|')
     assert float(rounds[5]) > 0

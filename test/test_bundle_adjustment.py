@@ -18,7 +18,7 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion, rotation_angle
 from vggt_ros.offline.bundle_adjustment import refine
 from vggt_ros.offline.colmap_problem import ColmapProblem, View
-from vggt_ros.offline.refinement import Demands, Refinement, Tracks
+from vggt_ros.offline.refinement import Criteria, Refinement, Tracks
 from vggt_ros.offline.triangulation import triangulate
 from vggt_ros.offline.weakness import measure_parallax
 
@@ -243,7 +243,7 @@ def test_weak_confidence_is_refused() -> None:
     world = World()
     assert 'the median of all is 0.30' in refused(world, world.see(confidence=0.3))
     assert world.refine(
-        world.disturb(), world.see(confidence=0.3), demands=Demands(min_confidence=0.2)
+        world.disturb(), world.see(confidence=0.3), criteria=Criteria(min_confidence=0.2)
     ).accepted
 
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from vggt_ros.engine import HEADS
-from vggt_ros.evaluation.weight_recipe import fill
-from vggt_ros.inference import VGGTNetwork
+from vggt_ros.inference.network import VGGTNetwork
+from vggt_ros.inference.warm_up import expect_load, make_noise_windows
+from vggt_ros.lab.parity.weight_recipe import fill
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.settings import Settings
-from vggt_ros.warm_up import expect_load, make_windows
 
 # the smallest case that has every kind of layer, since each shape of each kind is compiled
 SETTINGS = {
     'compile': True,
     'window_size': 3,
     'window_stride': 2,
-    'alignment_frames': 1,
+    'registration_frames': 1,
     'resolution': 28,
 }
 
@@ -46,11 +46,13 @@ def test_a_compiled_network_is_ready_after_configure_and_exact(model: VGGT) -> N
     def work() -> None:  # the node computes in another thread than it is configured in
         with torch.compiler.set_stance('fail_on_recompile'):
             found = []
-            for batch in make_windows(expect_load(settings, 56), 4):
+            for batch in make_noise_windows(expect_load(settings, 56), 4):
                 if batch.window_id == 2:  # the other one of two new frames comes with its window
                     network.encode_ahead({batch.ids[1]: batch.fitted[1]})
                 found.append(network(batch, HEADS))
-        for batch, one in zip(make_windows(expect_load(settings, 56), 4), found, strict=True):
+        for batch, one in zip(
+            make_noise_windows(expect_load(settings, 56), 4), found, strict=True
+        ):
             other = plain(batch, HEADS)
             for name in ('depth', 'depth_confidence'):
                 differences.append(relative(getattr(one, name), getattr(other, name)))

@@ -8,15 +8,14 @@ import cv2
 import pytest
 import torch
 
-from vggt_ros import embedded
 from vggt_ros.cli import embed, plot_curve
-from vggt_ros.embedded import find_embedded, write_embedded
-from vggt_ros.evaluation.synthetic import evaluate_windows
-from vggt_ros.inference import load_network
-from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.inference.network import load_network
+from vggt_ros.lab.evaluation.synthetic_windows import evaluate_windows
+from vggt_ros.lab.training.samples import SyntheticSource
+from vggt_ros.model import VGGT, VGGTConfig, embedded
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.embedded import find_embedded, write_embedded
 from vggt_ros.settings import ModelSettings
-from vggt_ros.training.samples import SyntheticSource
 
 
 @pytest.fixture

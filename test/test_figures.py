@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from vggt_ros.evaluation.baselines import mean_motion, sift_motion, straight_ahead
-from vggt_ros.evaluation.synthetic import as_table, evaluate_windows
-from vggt_ros.evaluation.window_figures import (
+from vggt_ros.geometry.camera import invert_rigid
+from vggt_ros.geometry.rotation import matrix_from_quaternion
+from vggt_ros.inference.network import VGGTNetwork
+from vggt_ros.lab.evaluation.baselines import mean_motion, sift_motion, straight_ahead
+from vggt_ros.lab.evaluation.synthetic_windows import evaluate_windows, window_table
+from vggt_ros.lab.evaluation.window_metrics import (
     WindowErrors,
     area_under_curve,
     error_by_confidence,
     relative_motion,
 )
-from vggt_ros.geometry.camera import invert_rigid
-from vggt_ros.geometry.rotation import matrix_from_quaternion
-from vggt_ros.inference import VGGTNetwork
+from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.lab.synthetic.render import render
+from vggt_ros.lab.synthetic.scene import SyntheticScene
+from vggt_ros.lab.training.samples import SyntheticSource
 from vggt_ros.model import VGGT, VGGTConfig
-from vggt_ros.synthetic.path import smooth_path
-from vggt_ros.synthetic.render import render
-from vggt_ros.synthetic.scene import Scene
-from vggt_ros.training.samples import SyntheticSource
 
 SOURCE = SyntheticSource('test', 0, 56, 84, queries=4)
 
@@ -115,7 +115,7 @@ def test_motions_of_pairs_are_those_of_the_cameras(truth):
 def test_sift_finds_the_motion_in_a_rich_room():
     poses = smooth_path(3, 0, step=0.25)
     matrix = torch.tensor([[200.0, 0, 160], [0, 200, 120], [0, 0, 1]]).expand(3, 3, 3)
-    images, _ = render(Scene.room(0), poses, matrix, 240, 320)
+    images, _ = render(SyntheticScene.room(0), poses, matrix, 240, 320)
     errors = WindowErrors()
     motion = sift_motion(images.permute(0, 3, 1, 2) / 255, matrix)
     errors.add_motions(motion, invert_rigid(poses)[None, :, :3])
@@ -143,5 +143,5 @@ def test_an_evaluation_has_every_figure_of_everybody():
     for name in ('mean_motion', 'straight_ahead', 'sift'):
         assert set(figures['baselines'][name]) >= cameras, name
     assert len(figures['model']['depth_error_by_confidence']) == 4
-    table = as_table(figures)
+    table = window_table(figures)
     assert all(name in table for name in (*cameras, *depth, 'sift', 'constant_depth'))

@@ -141,7 +141,7 @@ def test_similarities_form_a_group_that_acts_on_points() -> None:
 def test_a_placed_pose_keeps_unit_axes_and_moves_its_points_along() -> None:
     map_from_window = random_sim3(5)
     pose = _some_pose().numpy()
-    placed = map_from_window.place(pose[None])[0]
+    placed = map_from_window.transform_poses(pose[None])[0]
     np.testing.assert_allclose(placed[:3, :3] @ placed[:3, :3].T, np.eye(3), atol=1e-12)
     point = np.array([0.3, -0.2, 1.5])
     through_window = map_from_window.apply(pose[:3, :3] @ point + pose[:3, 3])

@@ -11,12 +11,12 @@ import pytest
 from fake_network import FakeNetwork, true_depth
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.truth_network import FIELD_OF_VIEW
-from vggt_ros.frames import Calibration, Frame
-from vggt_ros.metric_scale import DepthScale
+from vggt_ros.frames.frame import Calibration, Frame
+from vggt_ros.frames.preprocessor import Batch, fit_image
+from vggt_ros.lab.evaluation.truth_network import FIELD_OF_VIEW
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.metric_scale import DepthScale
 from vggt_ros.model import Prediction
-from vggt_ros.preprocess import Batch, fit_image
-from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 
 HEIGHT, WIDTH = 96, 128

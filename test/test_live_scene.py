@@ -18,14 +18,14 @@ from sensor_msgs.msg import Image
 from vggt_ros.msg import WindowReport
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.io.message_reading import read_cloud
-from vggt_ros.ros.live_scene import LiveScene, SceneListener
-from vggt_ros.ros.messages import make_cloud, make_header, make_poses, time_from_ns
+from vggt_ros.mapping.map_update import PointCloud
+from vggt_ros.ros.messages import make_cloud_message, make_header, make_poses, time_from_ns
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import MapPublishers
-from vggt_ros.scene_map import PointCloud
 from vggt_ros.settings import Settings
+from vggt_ros.viewer.live_scene import LiveScene, SceneListener
 
 STEP = 10**8
 LENS = [50.0, 0, 28, 0, 50, 21, 0, 0, 1]
@@ -56,7 +56,9 @@ def cloud(number, count=COUNT):
     values = np.arange(count, dtype=np.float32)
     xyz = np.stack([values, values, np.full_like(values, number)], axis=-1)
     rgb = np.tile(np.array([number, 20, 30], np.uint8), (count, 1))
-    return make_cloud(make_header('world', number * STEP), PointCloud(xyz, rgb, 1 + values))
+    return make_cloud_message(
+        make_header('world', number * STEP), PointCloud(xyz, rgb, 1 + values)
+    )
 
 
 def image(number):
@@ -106,7 +108,7 @@ def test_points_and_pictures_find_the_camera_of_their_stamp():
 def test_a_later_report_moves_cameras_and_says_what_is_wrong():
     live = LiveScene('/vggt')
     live.take_window(report(0, [1, 2]))
-    later = report(1, [2, 3], aligned=False, alignment_note='too few points')
+    later = report(1, [2, 3], aligned=False, rejection_reason='too few points')
     later.poses[0].position.x = 2.5
     later.model_trained, later.scale_valid = False, True
     live.take_window(later)

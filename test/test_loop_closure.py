@@ -15,22 +15,22 @@ import torch
 
 pytest.importorskip('gtsam', reason='needs GTSAM')
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.sequences import STEP_NS, map_way, measure, world_of
-from vggt_ros.evaluation.truth_network import Errors, TruthNetwork, World
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.metric_scale import MotionScale
+from vggt_ros.lab.evaluation.sequences import STEP_NS, evaluate_sequence, map_sequence, world_of
+from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork, World
+from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.metric_scale import MotionScale
+from vggt_ros.mapping.pose_graph import NoiseSigmas, PoseGraph
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.pose_graph import Deviations, PoseGraph
-from vggt_ros.preprocess import Batch
-from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
-from vggt_ros.synthetic.sequences import SEQUENCES
 
 HEIGHT, WIDTH = 28, 42
 NOISE = Errors(depth=0.01, rotation=math.radians(0.3), translation=0.01)
-KNOWN = Deviations(turn=0.01, shift=0.01, stretch=0.01)
+KNOWN = NoiseSigmas(turn=0.01, shift=0.01, stretch=0.01)
 
 
 @functools.cache
@@ -42,7 +42,9 @@ def seen(name: str, frames: int) -> tuple[World, list[np.ndarray]]:
 def figures(updates: list[MapUpdate], name: str, frames: int) -> dict[str, Any]:
     truth = SEQUENCES[name](frames).world_from_camera.numpy()
     world = seen(name, frames)[0]
-    found = measure(updates, truth, lambda i: world.depth(i * STEP_NS, HEIGHT, WIDTH), None)
+    found = evaluate_sequence(
+        updates, truth, lambda i: world.depth(i * STEP_NS, HEIGHT, WIDTH), None
+    )
     print(name, found['ours'])
     return found['ours']
 
@@ -50,7 +52,7 @@ def figures(updates: list[MapUpdate], name: str, frames: int) -> dict[str, Any]:
 @functools.cache
 def run(name: str, **settings: object) -> tuple[list[MapUpdate], dict[str, Any]]:
     world, pictures = seen(name, 500)
-    updates = map_way(TruthNetwork(world, NOISE, WIDTH), pictures, **settings)
+    updates = map_sequence(TruthNetwork(world, NOISE, WIDTH), pictures, **settings)
     return updates, figures(updates, name, 500)
 
 
@@ -103,13 +105,13 @@ def test_places_that_only_look_alike_close_no_loop() -> None:
     for i, picture in enumerate(pictures[:240]):
         update = engine.add(Frame(picture, i * STEP_NS, 'camera'))
         assert update is None or update.closure is None
-    assert engine.counts['refused_loops'] > 3 and 'closed_loops' not in engine.counts
+    assert engine.counts['rejected_loops'] > 3 and 'closed_loops' not in engine.counts
 
 
 def test_pictures_without_anything_on_them_close_no_loop() -> None:
     world, pictures = seen('rotation', 250)
     blank = [np.full_like(picture, 90) for picture in pictures]
-    updates = map_way(TruthNetwork(world, NOISE, WIDTH), blank, loop_closure=True)
+    updates = map_sequence(TruthNetwork(world, NOISE, WIDTH), blank, loop_closure=True)
     assert not any(update.closure for update in updates)
 
 
@@ -128,7 +130,7 @@ def test_a_joint_window_that_fails_costs_no_window_of_the_map() -> None:
     added = [engine.add(Frame(p, i * STEP_NS, 'camera')) for i, p in enumerate(pictures)]
     updates = [update for update in added if update is not None]
     assert len(updates) == 61 and {update.map_id for update in updates} == {0}
-    assert engine.counts['refused_loops'] > 0 and 'closed_loops' not in engine.counts
+    assert engine.counts['rejected_loops'] > 0 and 'closed_loops' not in engine.counts
 
 
 def test_a_network_without_descriptors_finds_no_loops() -> None:
@@ -137,7 +139,7 @@ def test_a_network_without_descriptors_finds_no_loops() -> None:
             return replace(super().__call__(batch, heads), descriptors=None)
 
     world, pictures = seen('rotation', 250)
-    updates = map_way(Silent(world, NOISE, WIDTH), pictures, loop_closure=True)
+    updates = map_sequence(Silent(world, NOISE, WIDTH), pictures, loop_closure=True)
     assert len(updates) > 50 and not any(update.closure for update in updates)
 
 
@@ -178,7 +180,7 @@ def test_a_graph_gives_drift_back_to_where_it_came_from() -> None:
         graph.add(place, KNOWN)
         truth.append(truth[-1] @ step)
     before = graph.places[count].translation
-    tight = Deviations(turn=1e-5, shift=1e-5, stretch=1e-5)
+    tight = NoiseSigmas(turn=1e-5, shift=1e-5, stretch=1e-5)
     moved = graph.close(0, count, Sim3(), tight)
     np.testing.assert_allclose(moved[0].matrix(), np.eye(4), atol=1e-6)
     np.testing.assert_allclose(graph.places[count].matrix(), graph.places[0].matrix(), atol=1e-2)

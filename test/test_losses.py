@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vggt_ros.evaluation.parity import build_case
-from vggt_ros.evaluation.weight_recipe import uniform
-from vggt_ros.model import Prediction
-from vggt_ros.training.losses import (
+from vggt_ros.lab.parity.parity import build_case
+from vggt_ros.lab.parity.weight_recipe import uniform
+from vggt_ros.lab.training.losses import (
     CameraLoss,
     DenseLoss,
     LossSettings,
     TrackLoss,
     compute_losses,
 )
-from vggt_ros.training.truth import Truth, normalise
+from vggt_ros.lab.training.truth import Truth, normalise_scale
+from vggt_ros.model import Prediction
 
 GOLDEN = Path(__file__).parent.parent.parent / 'shared' / 'vggt' / 'golden_public'
 LIMIT = 1e-5
@@ -82,7 +82,7 @@ def assert_losses(found, golden):
 @needs_golden
 def test_the_truth_is_normalised_as_the_reference_does_it():
     tensors = load_file(GOLDEN / 'losses' / 'losses.safetensors')
-    truth, _ = normalise(truth_of(tensors, 'raw.'))
+    truth, _ = normalise_scale(truth_of(tensors, 'raw.'))
     for found, name in (
         (truth.camera_from_world, 'norm.extrinsics'),
         (truth.depth, 'norm.depths'),
@@ -179,7 +179,7 @@ def perfect(truth):
 
 @pytest.mark.parametrize('norm', ['l1', 'l2', 'huber'])
 def test_the_truth_itself_costs_nothing(norm):
-    truth, _ = normalise(scene())
+    truth, _ = normalise_scale(scene())
     settings = LossSettings(
         CameraLoss(norm=norm), DenseLoss(), DenseLoss(shape='normal'), TrackLoss()
     )
@@ -198,8 +198,8 @@ def test_the_unit_of_a_scene_does_not_matter():
         points=7 * small.points,
         valid=small.valid,
     )
-    one, scale = normalise(small)
-    other, larger_scale = normalise(large)
+    one, scale = normalise_scale(small)
+    other, larger_scale = normalise_scale(large)
     torch.testing.assert_close(larger_scale, 7 * scale)
     torch.testing.assert_close(one.depth, other.depth)
     torch.testing.assert_close(one.camera_from_world, other.camera_from_world)
@@ -207,7 +207,7 @@ def test_the_unit_of_a_scene_does_not_matter():
 
 
 def test_pixels_without_truth_cost_nothing():
-    truth, _ = normalise(scene())
+    truth, _ = normalise_scale(scene())
     prediction = perfect(truth)
     wild = torch.where(truth.valid, prediction.depth, 1e6)
     changed = Prediction(depth=wild, depth_confidence=prediction.depth_confidence)
@@ -216,7 +216,7 @@ def test_pixels_without_truth_cost_nothing():
 
 
 def test_values_that_are_no_numbers_do_not_spoil_the_loss():
-    truth, _ = normalise(scene())
+    truth, _ = normalise_scale(scene())
     depth = truth.depth.clone()
     depth[0, 0, 0, 0] = float('nan')
     prediction = Prediction(depth=depth, depth_confidence=torch.ones_like(depth))
@@ -225,7 +225,7 @@ def test_values_that_are_no_numbers_do_not_spoil_the_loss():
 
 
 def test_tracks_that_are_not_seen_do_not_count():
-    truth, _ = normalise(scene())
+    truth, _ = normalise_scale(scene())
     far = torch.where(truth.visible[..., None], truth.tracks, truth.tracks + 50)
     prediction = Prediction(
         tracks=far,
@@ -238,7 +238,7 @@ def test_tracks_that_are_not_seen_do_not_count():
 
 
 def test_later_refinements_weigh_more():
-    truth, _ = normalise(scene())
+    truth, _ = normalise_scale(scene())
     good = truth.pose_encodings()
     bad = good + 0.1
     how = LossSettings(depth=None)
@@ -248,6 +248,6 @@ def test_later_refinements_weigh_more():
 
 
 def test_a_prediction_without_any_trained_head_is_refused():
-    truth, _ = normalise(scene())
+    truth, _ = normalise_scale(scene())
     with pytest.raises(ValueError, match='nothing to train'):
         compute_losses(Prediction(), truth, LossSettings())

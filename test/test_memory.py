@@ -10,15 +10,21 @@ import pytest
 import torch
 
 from vggt_ros.engine import HEADS, StreamingEngine
-from vggt_ros.frames import Frame
-from vggt_ros.inference import VGGTNetwork
-from vggt_ros.memory import GIGABYTE, LiveMemory, fit_to_memory, predict_peak, weight_bytes
+from vggt_ros.frames.frame import Frame
+from vggt_ros.inference.memory import (
+    GIGABYTE,
+    LiveMemory,
+    fit_to_memory,
+    predict_peak,
+    weight_bytes,
+)
+from vggt_ros.inference.network import VGGTNetwork
+from vggt_ros.inference.warm_up import Load, make_noise_windows
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model import block as block_module
-from vggt_ros.model.attention import WantedTokens
+from vggt_ros.model.attention import SelectedTokens
 from vggt_ros.model.config import AggregatorConfig, ViTConfig
 from vggt_ros.settings import Settings
-from vggt_ros.warm_up import Load, make_windows
 
 SMALL = VGGTConfig.small()
 MIDDLE = replace(
@@ -36,7 +42,7 @@ def make(config: VGGTConfig) -> VGGT:
 
 def measured_peak(model: VGGT, load: Load) -> int:
     """Run three windows of the stream for real."""
-    network, windows = VGGTNetwork(model, 'test', True, 'float32'), make_windows(load, 3)
+    network, windows = VGGTNetwork(model, 'test', True, 'float32'), make_noise_windows(load, 3)
     with LiveMemory() as memory:
         for batch in windows:
             network(batch, HEADS)
@@ -81,7 +87,7 @@ def test_fewer_frames_at_once_take_less_memory_and_give_the_same_depth() -> None
         model.depth_head.frames_at_once = at_once
         gc.collect()
         peaks.append(measured_peak(model, load) - weight_bytes(model))
-        batch = make_windows(load, 1)[0]
+        batch = make_noise_windows(load, 1)[0]
         depths.append(VGGTNetwork(model, 'test', True, 'float32')(batch, HEADS).depth)
     assert peaks[1] < 0.6 * peaks[0] and peaks[2] < 0.7 * peaks[1]
     for depth in depths[1:]:
@@ -108,7 +114,7 @@ def test_long_inputs_in_parts_give_the_same(
         found = block(tokens, table)
         assert sizes == ([58, 58, 29] if shape[0] == 1 else [29, 29, 29])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        wanted = WantedTokens((0,), 29)
+        wanted = SelectedTokens((0,), 29)
         found = block(tokens, table, wanted)
     torch.testing.assert_close(found, wanted.take(expected, dim=1), rtol=1e-5, atol=1e-5)
 
@@ -155,7 +161,7 @@ def test_after_the_memory_ran_out_depth_is_decoded_in_smaller_parts_first(
     network.model.aggregate = aggregate
     settings = Settings.from_flat({'window_size': 4, 'window_stride': 1, 'min_parallax': 0.0})
     engine = StreamingEngine(settings, network)
-    images = [frame.image for frame in make_windows(Load(4, 1, 42, 56), 1)[0].frames]
+    images = [frame.image for frame in make_noise_windows(Load(4, 1, 42, 56), 1)[0].frames]
     updates = [engine.add(Frame(image, i * 10**8, 'camera')) for i, image in enumerate(images)]
     assert limits == [32, 16, 8, 4, 2]
     assert updates[-1] is not None and len(updates[-1].batch.ids) == engine.window_size == 2

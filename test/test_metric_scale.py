@@ -8,10 +8,10 @@ import pytest
 from fake_network import FakeNetwork, true_cameras, true_depth
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.truth_network import Errors, World
-from vggt_ros.frames import Frame
-from vggt_ros.metric_scale import DepthScale, MotionScale, ScaleSource
-from vggt_ros.scene_map import MapUpdate
+from vggt_ros.frames.frame import Frame
+from vggt_ros.lab.evaluation.truth_network import Errors, World
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.metric_scale import DepthScale, MotionScale, ScaleSource
 from vggt_ros.settings import Settings
 
 FRAMES = 120
@@ -154,7 +154,7 @@ def test_implausible_scales_are_refused_with_a_warning(caplog: pytest.LogCapture
     )
     updates = run(streaming, range(40))
     assert not any(update.metric.valid for update in updates)
-    assert streaming.counts['refused_scales'] == len(updates)
+    assert streaming.counts['rejected_scales'] == len(updates)
     assert caplog.text.count('is refused (odometry): expected 100 to 200') == 1
 
 

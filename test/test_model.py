@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vggt_ros.evaluation.weight_recipe import fill
+from vggt_ros.lab.parity.weight_recipe import fill
 from vggt_ros.model import HEADS, VGGT, Prediction, VGGTConfig, store_linear_weights
 from vggt_ros.model.attention import (
     CrossAttention,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vggt_ros.ros.node_benchmark import cpu_seconds, node_work, resident_memory
+from vggt_ros.lab.node.node_benchmark import cpu_seconds, node_work, resident_memory
 
 
 def test_work_beside_the_network_is_what_lies_between_its_calls() -> None:

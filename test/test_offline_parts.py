@@ -11,10 +11,10 @@ import pytest
 from fake_network import FakeNetwork
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.loop_closure import Closure
-from vggt_ros.offline.depth_pictures import read_depth, write_depth
+from vggt_ros.mapping.loop_closure import LoopClosure
+from vggt_ros.offline.depth_images import read_depth_png, write_depth_png
 from vggt_ros.offline.joined_map import join_map
 from vggt_ros.offline.record import load_record, make_record
 from vggt_ros.offline.snapshot import SnapshotError, load_snapshot, save_snapshot
@@ -64,19 +64,19 @@ def test_points_beyond_the_grid_are_left_out() -> None:
 def test_depth_pictures_come_back_within_a_step(tmp_path) -> None:
     depth = np.random.default_rng(0).uniform(0.1, 30, (20, 30)).astype(np.float32)
     depth[3, 4] = np.nan
-    step = write_depth(tmp_path / 'depth.png', depth)
-    found = read_depth(tmp_path / 'depth.png', step)
+    step = write_depth_png(tmp_path / 'depth.png', depth)
+    found = read_depth_png(tmp_path / 'depth.png', step)
     assert np.array_equal(np.isnan(found), np.isnan(depth))
     assert np.nanmax(np.abs(found - depth)) <= step * 0.51
     assert np.isnan(read_depth_of_nothing(tmp_path)).all()
     (tmp_path / 'other.png').write_bytes(b'')
     with pytest.raises(ValueError, match='cannot be read as 16-bit depth'):
-        read_depth(tmp_path / 'other.png', 1.0)
+        read_depth_png(tmp_path / 'other.png', 1.0)
 
 
 def read_depth_of_nothing(folder: Path) -> np.ndarray:
-    step = write_depth(folder / 'nothing.png', np.full((4, 4), np.nan, np.float32))
-    return read_depth(folder / 'nothing.png', step)
+    step = write_depth_png(folder / 'nothing.png', np.full((4, 4), np.nan, np.float32))
+    return read_depth_png(folder / 'nothing.png', step)
 
 
 def engine_of(network: FakeNetwork, **flat: object) -> StreamingEngine:
@@ -140,12 +140,12 @@ def test_a_loop_moves_windows_that_are_written_already(tmp_path) -> None:
     last = len(updates) - 1
     for i, update in enumerate(updates):
         if i == last:
-            update = replace(update, closure=Closure(0, {0: moved}))
+            update = replace(update, closure=LoopClosure(0, {0: moved}))
         record = make_record(update, np.zeros(len(update.batch.ids)))
         again = load_record(record.save(tmp_path))
         assert np.array_equal(again.depth, record.depth) and again.note == record.note
     joined = join_map(tmp_path, updates[0].map_id)
-    expected = moved.place(updates[0].map_from_camera)
+    expected = moved.transform_poses(updates[0].map_from_camera)
     assert np.allclose(joined.frames[0].world_from_camera, expected[0])
     newest = updates[last].map_from_camera[-1]
     assert np.allclose(joined.frames[-1].world_from_camera, newest)
@@ -156,7 +156,7 @@ def test_a_loop_moves_windows_that_are_written_already(tmp_path) -> None:
 
 def test_a_reconstruction_can_be_looked_at_while_it_is_made(tmp_path) -> None:
     pytest.importorskip('trimesh', reason='reconstruct needs vggt_ros[offline]')
-    from vggt_ros.offline.growing_scene import read_growing
+    from vggt_ros.viewer.growing_scene import read_growing
 
     read = read_growing(tmp_path / 'map')
     assert read() is None

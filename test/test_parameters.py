@@ -18,10 +18,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_domain import Use, own_domain
 
+from vggt_ros.lab.node.recorder import Recorder
+from vggt_ros.lab.node.synthetic_camera import SyntheticCamera
 from vggt_ros.ros.node import VggtNode
 from vggt_ros.ros.parameters import NodeSettings, Parameters, declared_settings, format_yaml
-from vggt_ros.ros.recorder import Recorder
-from vggt_ros.ros.synthetic_camera import SyntheticCamera
 from vggt_ros.settings import Settings
 
 YAML = Path(__file__).resolve().parents[1] / 'config' / 'vggt.yaml'

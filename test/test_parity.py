@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vggt_ros.evaluation.parity import build_case, check_case, deviation, outputs, run
-from vggt_ros.evaluation.weight_recipe import uniform, weight
+from vggt_ros.lab.parity.parity import build_case, check_case, deviation, outputs, run_model
+from vggt_ros.lab.parity.weight_recipe import uniform, weight
 from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
 from vggt_ros.model.attention import patch_positions, rope_table
 
@@ -49,7 +49,7 @@ def test_a_wrong_norm_epsilon_would_be_noticed():
     model = build_case(folder)
     model.aggregator.patch_embed.norm.eps = 1e-5
     inputs = load_file(folder / 'inputs.safetensors')
-    ours = run(model, inputs['images'], inputs['query_points'])
+    ours = run_model(model, inputs['images'], inputs['query_points'])
     golden = load_file(folder / 'outputs.safetensors')
     name = 'dino.patch_tokens'
     assert deviation(golden[name], ours[name]) > 5e-5

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vggt_ros.evaluation.picture import RunPicture, draw_run
-from vggt_ros.evaluation.timing import TopicTiming, timing_table
+from vggt_ros.lab.benchmarks.timing import TopicTiming, timing_table
+from vggt_ros.lab.evaluation.plots import RunPicture, draw_run
 
 
 @pytest.fixture(scope='module')

@@ -13,14 +13,14 @@ import torch
 from fake_network import Failure, FakeNetwork, true_cameras, true_depth
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.truth_network import CONFIDENCE
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.rotation import rotation_angle
-from vggt_ros.inference import choose_device, choose_precision, load_network
+from vggt_ros.inference.network import choose_device, choose_precision, load_network
+from vggt_ros.lab.evaluation.truth_network import CONFIDENCE
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.reconstruction import PredictionError
 from vggt_ros.model import CheckpointError, Prediction
-from vggt_ros.preprocess import Batch
-from vggt_ros.reconstruct import PredictionError
-from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import ModelSettings, Settings
 
 STEP_NS = 200_000_000
@@ -75,8 +75,8 @@ def test_windows_of_different_scale_join_into_one_map() -> None:
     updates = run(engine(), (frame(i) for i in range(20)))
     assert len(updates) == 9
     assert {u.map_id for u in updates} == {0}
-    assert [u.map_started_because for u in updates] == ['first window'] + [''] * 8
-    assert all(u.alignment.trusted and u.alignment.shared == 2 for u in updates[1:])
+    assert [u.map_start_reason for u in updates] == ['first window'] + [''] * 8
+    assert all(u.registration.trusted and u.registration.shared == 2 for u in updates[1:])
     assert_true(updates)
 
 
@@ -99,7 +99,7 @@ def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: 
                 'window_size': 4,
                 'window_stride': 2,
                 'min_parallax': 0.0,
-                'max_alignment_residual': limit,
+                'max_registration_residual': limit,
             }
         ),
         Unsteady(),
@@ -107,9 +107,9 @@ def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: 
     updates = run(streaming, (frame(i) for i in range(8)))
     assert [update.map_id for update in updates] == maps
     for update in updates[1:]:
-        assert 0.01 < update.alignment.residual < 0.3
-        assert ('differ by' in update.map_started_because) == (limit == 0.01)
-    assert streaming.counts.get('untrusted_alignments', 0) == len(set(maps)) - 1
+        assert 0.01 < update.registration.residual < 0.3
+        assert ('differ by' in update.map_start_reason) == (limit == 0.01)
+    assert streaming.counts.get('rejected_registrations', 0) == len(set(maps)) - 1
 
 
 def test_the_first_camera_is_the_origin_of_the_map() -> None:
@@ -168,7 +168,7 @@ def test_a_gap_without_shared_frames_is_a_declared_break() -> None:
             streaming.add(frame(i, red=Failure.NAN if i == 6 else 0))
     updates += run(streaming, (frame(i) for i in range(7, 10)))
     assert [u.map_id for u in updates] == [0, 1]
-    assert updates[1].map_started_because == 'no frame is shared with the map'
+    assert updates[1].map_start_reason == 'no frame is shared with the map'
     assert_true(updates[1:])
 
 
@@ -180,7 +180,7 @@ def test_a_rejected_first_window_does_not_hide_the_break_before_it() -> None:
         run(streaming, (frame(i, red=Failure.NAN if i == 9 else 0) for i in range(6, 10)))
     update = streaming.add(frame(10))
     assert update is not None
-    assert (update.map_id, update.map_started_because) == (1, 'asked for')
+    assert (update.map_id, update.map_start_reason) == (1, 'asked for')
 
 
 def test_a_window_that_disagrees_with_the_map_starts_a_new_one() -> None:
@@ -197,8 +197,8 @@ def test_a_window_that_disagrees_with_the_map_starts_a_new_one() -> None:
     settings = Settings.from_flat({'window_size': 4, 'window_stride': 2, 'min_parallax': 0.0})
     updates = run(StreamingEngine(settings, Guess()), (frame(i) for i in range(6)))
     assert [u.map_id for u in updates] == [0, 1]
-    assert 'points of the shared frames differ' in updates[1].map_started_because
-    assert not updates[1].alignment.trusted
+    assert 'points of the shared frames differ' in updates[1].map_start_reason
+    assert not updates[1].registration.trusted
 
 
 def test_out_of_memory_halves_the_window_and_the_map_goes_on() -> None:

@@ -14,30 +14,30 @@ from fake_network import FakeNetwork, true_cameras
 from PIL import Image
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.trajectory import compare_orientations
-from vggt_ros.evaluation.truth_network import Errors, World, true_intrinsics
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.rotation import rotation_angle
-from vggt_ros.inference import Network, load_network
+from vggt_ros.inference.network import Network, load_network
 from vggt_ros.io.frame_source import open_frames
+from vggt_ros.lab.evaluation.trajectory import compare_orientations
+from vggt_ros.lab.evaluation.truth_network import Errors, World, true_intrinsics
+from vggt_ros.lab.synthetic.windows import render_windows, window_seeds
+from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.offline.export import ExportOptions
 from vggt_ros.offline.point_tracks import (
     Followed,
-    TrackSettings,
+    TrackingOptions,
     choose_queries,
     find_tracks,
     lift,
     refine_window,
 )
-from vggt_ros.offline.reconstruct import ReconstructOptions, reconstruct
-from vggt_ros.offline.refinement import Demands, Refinement
+from vggt_ros.offline.reconstruct import ReconstructOptions, reconstruct_recording
+from vggt_ros.offline.refinement import Criteria, Refinement
 from vggt_ros.offline.run import RunOptions
-from vggt_ros.preprocess import Batch
-from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import ModelSettings, Settings
-from vggt_ros.synthetic.windows import make_windows, window_seeds
 
 FRAMES, HEIGHT, WIDTH, STEP = 6, 210, 280, 700_000_000
 ROOM = World(np.array([4.0, 3.0, 5.0]), true_cameras)
@@ -183,7 +183,7 @@ def test_points_begin_at_the_depth_under_their_query() -> None:
 
 def test_one_query_frame_is_refused() -> None:
     with pytest.raises(ValueError, match='query_frames is 1, expected 2 or more'):
-        TrackSettings(query_frames=1)
+        TrackingOptions(query_frames=1)
 
 
 def rotation_errors(update: MapUpdate, result: Refinement) -> tuple[float, float]:
@@ -214,12 +214,16 @@ def test_untrained_tracks_move_nothing() -> None:
     """The tracks head of the embedded weights has never been trained."""
     pytest.importorskip('pycolmap', reason='needs pycolmap')
     network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
-    windows = make_windows(window_seeds('test', 0, 0, 1), FRAMES, 56, 84)
+    windows = render_windows(window_seeds('test', 0, 0, 1), FRAMES, 56, 84)
     images = (windows.images[0].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
     update = one_window(network, list(images))
-    for demands in (Demands(), Demands(min_confidence=0.0, min_per_frame=5)):
+    for criteria in (Criteria(), Criteria(min_confidence=0.0, min_per_frame=5)):
         result = refine_window(
-            network, update.batch, update.reconstruction, TrackSettings(min_visibility=0), demands
+            network,
+            update.batch,
+            update.reconstruction,
+            TrackingOptions(min_visibility=0),
+            criteria,
         )
         print(result)
         assert not result.accepted and result.why_not
@@ -252,7 +256,7 @@ def test_a_map_of_several_windows_is_refined(tmp_path) -> None:
 
     def error(refine: bool) -> tuple[float, str]:
         errors = Errors(depth=0.01, rotation=math.radians(2), translation=0.03)
-        made = reconstruct(
+        made = reconstruct_recording(
             source,
             TrackingNetwork(noise=0.5, errors=errors),  # type: ignore[arg-type]
             Settings.from_flat(flat),

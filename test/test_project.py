@@ -26,24 +26,17 @@ PACKAGE = ROOT / 'vggt_ros'
 FLOW = (
     {'settings', 'geometry'},
     {'frames'},
-    {'rectify', 'resize', 'window', 'synchronise'},
-    {'preprocess'},
     {'model'},
-    {'embedded', 'warm_up'},
-    {'memory'},
     {'inference'},
-    {'reconstruct'},
-    {'intrinsics', 'metric_scale', 'alignment', 'pose_graph', 'track_keeper'},
-    {'uncertainty', 'loop_closure'},
-    {'scene_map'},
+    {'mapping'},
     {'engine'},
-    {'io', 'synthetic', 'training', 'evaluation'},
-    {'offline'},
-    {'ros'},
+    {'io'},
+    {'offline', 'ros'},
+    {'viewer'},
+    {'lab'},
     {'cli'},
 )
-BESIDE_THE_ENGINE = {'io', 'synthetic', 'training', 'evaluation'}
-WITH_ROS = {'ros', 'cli'}
+WITH_ROS = {'ros', 'lab', 'viewer', 'cli'}
 
 # Where a module comes from, if that has another name.
 SOURCES = {
@@ -156,26 +149,9 @@ def test_imports_follow_the_data_flow() -> None:
                     wrong.append(f'{name_of(path)} imports messages')
                 continue
             assert other in rank, f'{name_of(path)} imports the unknown vggt_ros.{other}'
-            neighbours = {part, other} <= BESIDE_THE_ENGINE
-            if rank[other] >= rank[part] and not neighbours:
+            if rank[other] >= rank[part]:
                 wrong.append(f'{name_of(path)} imports vggt_ros.{other}')
     assert not wrong
-
-
-def test_parts_beside_the_engine_do_not_import_each_other_in_circles() -> None:
-    imports = {
-        part: {
-            other
-            for path in python_files(PACKAGE / part)
-            for other in parts_imported(path) & BESIDE_THE_ENGINE - {part}
-        }
-        for part in BESIDE_THE_ENGINE
-    }
-    while imports:
-        free = [part for part, others in imports.items() if not others & set(imports)]
-        assert free, f'circle among {imports}'
-        for part in free:
-            del imports[part]
 
 
 def test_only_ros_and_cli_import_ros() -> None:
@@ -268,43 +244,6 @@ def test_other_parameter_files_name_existing_parameters() -> None:
     for path in (ROOT / 'config').glob('*.yaml'):
         for node in yaml.safe_load(path.read_text()).values():
             assert set(node['ros__parameters']) <= known, name_of(path)
-
-
-def tree_paths() -> list[str]:
-    """Read the paths named by the tree in README.md, relative to the root."""
-    paths, folders = [], {}
-    for line in (ROOT / 'README.md').read_text().splitlines():
-        match = re.match(r'([│ ]*)[├└]── (\S+)(.*)', line)
-        if match is None:
-            continue
-        depth = len(match[1]) // 4
-        names = [match[2]]
-        if match[2].endswith('/'):
-            folders[depth] = match[2]
-        else:  # several files may share a line; a description does not look like a file
-            for word in match[3].split():
-                if not re.fullmatch(r'[\w.-]+\.(?:py|xml|txt|toml|md|yaml|msg)', word):
-                    break
-                names.append(word)
-        above = ''.join(folders[level] for level in range(depth))
-        paths += [above + name for name in names]
-    return paths
-
-
-def test_tree_in_readme_names_what_is_on_disk() -> None:
-    paths = tree_paths()
-    assert paths, 'README.md has no tree'
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-    named = {path.rstrip('/') for path in paths}
-    on_disk = {
-        '/'.join(path.relative_to(ROOT).parts[:2])
-        for path in repository_files()
-        if PACKAGE in path.parents and path.name != '__init__.py'
-    }
-    top_folders = {path.relative_to(ROOT).parts[0] for path in repository_files()} - {
-        path.name for path in ROOT.iterdir() if path.is_file() or path.name[0] == '.'
-    }
-    assert sorted((on_disk | top_folders) - named) == []
 
 
 def test_make_commands_in_readme_exist() -> None:

@@ -21,19 +21,19 @@ from rclpy.node import Node
 from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.sequences import STEP_NS, map_way, world_of
-from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.io.message_reading import ns_from_time
-from vggt_ros.metric_scale import MetricScale
+from vggt_ros.lab.evaluation.sequences import STEP_NS, map_sequence, world_of
+from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork
+from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.mapping.map_update import PointCloud, corrected_registrations
+from vggt_ros.mapping.metric_scale import MetricScale
 from vggt_ros.ros import diagnostics
-from vggt_ros.ros.messages import make_cloud, make_header, time_from_ns
+from vggt_ros.ros.messages import make_cloud_message, make_header, time_from_ns
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import TOPICS, MapPublishers
-from vggt_ros.scene_map import PointCloud, final_places
 from vggt_ros.settings import Settings
-from vggt_ros.synthetic.sequences import SEQUENCES
 
 SIZE = 3
 
@@ -151,7 +151,7 @@ def test_a_closed_loop_moves_the_path(node):
     world = world_of(SEQUENCES['rotation'](200))
     pictures = [world.paint(i * STEP_NS, 28, 42) for i in range(200)]
     noise = Errors(depth=0.01, rotation=0.01, translation=0.01)
-    updates = map_way(TruthNetwork(world, noise, 42), pictures, loop_closure=True)
+    updates = map_sequence(TruthNetwork(world, noise, 42), pictures, loop_closure=True)
     assert any(update.closure for update in updates)
     publishers = MapPublishers(node, NodeSettings())
     got = listen(node, '~/path', Path)
@@ -166,8 +166,8 @@ def test_a_closed_loop_moves_the_path(node):
     ]
     assert closed == [(u.window_id, u.closure.with_window) for u in updates if u.closure]
     expected = []
-    for update, place in zip(updates, final_places(updates)):
-        cameras = place.place(update.reconstruction.window_from_camera)
+    for update, place in zip(updates, corrected_registrations(updates)):
+        cameras = place.transform_poses(update.reconstruction.window_from_camera)
         expected += [c for c, is_new in zip(cameras, update.is_new) if is_new]
     told = [pose_from_message(p.pose.position, p.pose.orientation) for p in got[-1].poses]
     found = matrices_from_poses(np.array(told))
@@ -213,10 +213,10 @@ def test_diagnostics_say_what_a_person_should_know_first(node, updates, monkeypa
     clock.now += 6
     assert report() == (DiagnosticStatus.WARN, 'no image for 6 s')
     assert report(received=1) == (DiagnosticStatus.OK, 'waiting for the first window')
-    told.note_error('something broke')
+    told.record_error('something broke')
     assert report(received=2) == (DiagnosticStatus.ERROR, 'something broke')
     clock.now += 1
-    told.note_output(updates[0], arrived=clock.now - 0.25)
+    told.record_output(updates[0], arrived=clock.now - 0.25)
     unknown = 'the scale is unknown: lengths are not metres'
     assert report(received=3) == (DiagnosticStatus.WARN, unknown)
     values = {pair.key: pair.value for pair in got[-1].status[0].values}
@@ -225,7 +225,7 @@ def test_diagnostics_say_what_a_person_should_know_first(node, updates, monkeypa
     assert report(received=4, publishers=2) == (DiagnosticStatus.WARN, several)
     for age, told_age in ((7.0, 'the scale is held: nothing has measured it for 7 s'), (4.0, '')):
         metric = MetricScale(2.0, 'tf', valid=True, age=age)
-        told.note_output(replace(updates[0], metric=metric), arrived=clock.now)
+        told.record_output(replace(updates[0], metric=metric), arrived=clock.now)
         assert report(received=5)[1] == (told_age or 'mapping')
 
 
@@ -238,5 +238,5 @@ def test_an_empty_cloud_is_a_valid_message():
     empty = PointCloud(
         np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8), np.empty(0, np.float32)
     )
-    message = make_cloud(make_header('map', 1), empty)
+    message = make_cloud_message(make_header('map', 1), empty)
     assert (message.width, message.row_step, len(message.data)) == (0, 0, 0)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from vggt_ros.cli import view
 from vggt_ros.io.trajectory_file import write_trajectory
-from vggt_ros.offline import read_scene as reading
-from vggt_ros.offline.read_scene import read_scene, read_when_changed
-from vggt_ros.synthetic.path import smooth_path
+from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.viewer import read_scene as reading
+from vggt_ros.viewer.read_scene import read_scene, read_when_changed
 
 FRAMES, POINTS = 4, 12
 SIZE = (240, 320)

@@ -29,15 +29,15 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
 
 from vggt_ros.cli import reconstruct as command
-from vggt_ros.evaluation.sequences import render_way
-from vggt_ros.inference import load_network
+from vggt_ros.inference.network import load_network
 from vggt_ros.io.frame_source import open_frames
+from vggt_ros.lab.evaluation.sequences import render_sequence
+from vggt_ros.lab.synthetic.sequences import SEQUENCES
 from vggt_ros.offline.jobs import run_jobs
 from vggt_ros.offline.joined_map import join_map
-from vggt_ros.offline.reconstruct import Reconstructed, ReconstructOptions, reconstruct
+from vggt_ros.offline.reconstruct import Reconstructed, ReconstructOptions, reconstruct_recording
 from vggt_ros.offline.run import RunOptions
 from vggt_ros.settings import ModelSettings, Settings
-from vggt_ros.synthetic.sequences import SEQUENCES
 
 FRAMES = 22  # windows of 8 with a stride of 4: three whole ones, and one for the rest
 EVERYTHING = Settings.from_flat({'min_parallax': 0.0})
@@ -47,7 +47,7 @@ trimesh = pytest.importorskip('trimesh', reason='reconstruct needs vggt_ros[offl
 
 @pytest.fixture(scope='module')
 def images() -> np.ndarray:
-    return render_way(SEQUENCES['handheld'](FRAMES), 0, 96, 128)[0]
+    return render_sequence(SEQUENCES['handheld'](FRAMES), 0, 96, 128)[0]
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +65,7 @@ def make(network, tmp_path) -> Callable[..., Reconstructed]:
     def run(
         where: Path, name: str = 'out', settings: Settings = EVERYTHING, **options: object
     ) -> Reconstructed:
-        return reconstruct(
+        return reconstruct_recording(
             open_frames(str(where)),
             network,
             settings,
@@ -181,13 +181,13 @@ def test_the_files_open_in_other_tools(pictures, make, tmp_path) -> None:
 
 
 def test_points_lie_where_the_depth_pictures_and_cameras_put_them(pictures, make) -> None:
-    from vggt_ros.offline.depth_pictures import read_depth
+    from vggt_ros.offline.depth_images import read_depth_png
 
     folder = make(pictures).folder
     joined = join_map(folder, 0)
     points = next(joined.points())
     frame = joined.frames[int(points.frame[0])]
-    depth = read_depth(folder / 'depth' / f'{frame.number:06d}.png', frame.depth_step)
+    depth = read_depth_png(folder / 'depth' / f'{frame.number:06d}.png', frame.depth_step)
     own = points.frame == points.frame[0]
     camera_from_world = np.linalg.inv(frame.world_from_camera)
     in_camera = points.xyz[own] @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]
@@ -265,7 +265,7 @@ def test_a_run_with_other_settings_does_not_go_on(pictures, network, tmp_path) -
     def run(settings: Settings) -> Reconstructed:
         source = open_frames(str(pictures))
         stop = iter([False] * 12 + [True] * 100)
-        return reconstruct(
+        return reconstruct_recording(
             source,
             network,
             settings,

@@ -16,14 +16,14 @@ from vggt_ros.cli import train
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points
 from vggt_ros.geometry.poses import interpolate_poses
 from vggt_ros.geometry.rotation import quaternion_from_matrix
-from vggt_ros.inference import load_network
+from vggt_ros.inference.network import load_network
 from vggt_ros.io.recordings import open_recording
 from vggt_ros.io.rgbd_bag import BagRecording
+from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.lab.synthetic.render import render
+from vggt_ros.lab.synthetic.scene import SyntheticScene
+from vggt_ros.lab.training.recordings import RecordedSource, split_frames
 from vggt_ros.settings import ModelSettings
-from vggt_ros.synthetic.path import smooth_path
-from vggt_ros.synthetic.render import render
-from vggt_ros.synthetic.scene import Scene
-from vggt_ros.training.recordings import RecordedSource, split_frames
 
 FRAMES, HEIGHT, WIDTH = 10, 48, 64
 START = 1_700_000_000.0  # s
@@ -40,7 +40,7 @@ def scene():
         [[focal, 0, 319.5 * WIDTH / 640], [0, focal, 239.5 * WIDTH / 640], [0, 0, 1]]
     )
     images, depth = render(
-        Scene.room(5), poses, matrix.expand(FRAMES, 3, 3), height=HEIGHT, width=WIDTH
+        SyntheticScene.room(5), poses, matrix.expand(FRAMES, 3, 3), height=HEIGHT, width=WIDTH
     )
     return SimpleNamespace(
         images=images.numpy(), depth=depth.numpy(), poses=poses.double().numpy(), matrix=matrix

@@ -11,16 +11,16 @@ import pytest
 import torch
 from fake_network import FakeNetwork
 
-from vggt_ros import resize as resizing
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Frame
-from vggt_ros.preprocess import fit_image, stack_images
-from vggt_ros.resize import (
+from vggt_ros.frames import resize as resizing
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import fit_image, stack_images
+from vggt_ros.frames.resize import (
     choose_resize,
-    resize,
     resize_by_pillow,
     resize_by_torch,
     resize_on,
+    resize_tensor,
 )
 from vggt_ros.settings import Settings
 
@@ -116,10 +116,10 @@ def test_images_are_fitted_alike(device: torch.device, fit: str) -> None:
 def test_weights_are_made_once_for_each_size() -> None:
     resizing._weights.cache_clear()
     for _ in range(3):
-        resize(torch.zeros(30, 40, 3, dtype=torch.uint8), 14, 28)
+        resize_tensor(torch.zeros(30, 40, 3, dtype=torch.uint8), 14, 28)
     assert resizing._weights.cache_info().misses == 2
     for length in range(1, 40):
-        resize(torch.zeros(1, 40, 3, dtype=torch.uint8), 1, length)
+        resize_tensor(torch.zeros(1, 40, 3, dtype=torch.uint8), 1, length)
     assert resizing._weights.cache_info().currsize == 16
 
 

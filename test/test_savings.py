@@ -18,20 +18,20 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vggt_ros import inference
 from vggt_ros.cli import benchmark
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.evaluation.naive_forward import naive_forward
-from vggt_ros.evaluation.speed import count_flops
-from vggt_ros.evaluation.weight_recipe import fill
-from vggt_ros.frames import Frame
-from vggt_ros.inference import VGGTNetwork, load_network
-from vggt_ros.memory import weight_bytes
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import Batch, PreprocessedImage, fit_image, stack_images
+from vggt_ros.inference import network as inference
+from vggt_ros.inference.memory import weight_bytes
+from vggt_ros.inference.network import VGGTNetwork, load_network
+from vggt_ros.lab.benchmarks.naive_forward import naive_forward
+from vggt_ros.lab.benchmarks.speed import count_flops
+from vggt_ros.lab.parity.weight_recipe import fill
 from vggt_ros.model import VGGT, VGGTConfig, packed_linear
 from vggt_ros.model.attention import SelfAttention
 from vggt_ros.model.kernels import attention_order, chosen_kernel
 from vggt_ros.model.packed_linear import PackedLinear, pack_linear_layers
-from vggt_ros.preprocess import Batch, FittedImage, fit_image, stack_images
 from vggt_ros.settings import ModelSettings, Settings
 
 EXACT = 1e-5
@@ -53,9 +53,9 @@ class Stream:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._fitted: dict[tuple[int, int], FittedImage] = {}
+        self._fitted: dict[tuple[int, int], PreprocessedImage] = {}
 
-    def images(self, ids: list[int], width: int = 84) -> dict[int, FittedImage]:
+    def images(self, ids: list[int], width: int = 84) -> dict[int, PreprocessedImage]:
         for number in ids:
             if (number, width) not in self._fitted:
                 random = np.random.default_rng([self._seed, number])
@@ -78,7 +78,7 @@ class Stream:
 def assert_same(network: VGGTNetwork, model: VGGT, batch: Batch) -> None:
     found = network(batch, HEADS)
     expected = naive_forward(model, batch.images[None])
-    dense = list(batch.dense_places)
+    dense = list(batch.depth_indices)
     for one, other in (
         (found.pose_encodings[-1], expected.pose_encodings[-1]),
         (found.depth, expected.depth[:, dense]),
@@ -207,7 +207,7 @@ class Full(VGGTNetwork):
 
     tried = 0
 
-    def encode_ahead(self, _images: Mapping[int, FittedImage]) -> None:
+    def encode_ahead(self, _images: Mapping[int, PreprocessedImage]) -> None:
         self.tried += 1
         raise torch.cuda.OutOfMemoryError('the device has no memory left')
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points, unproject
-from vggt_ros.synthetic.path import camera_poses, smooth_path
-from vggt_ros.synthetic.render import render
-from vggt_ros.synthetic.scene import KINDS, LANE, Scene
-from vggt_ros.synthetic.texture import texture_bank
+from vggt_ros.lab.synthetic.path import camera_poses, smooth_path
+from vggt_ros.lab.synthetic.render import render
+from vggt_ros.lab.synthetic.scene import KINDS, LANE, SyntheticScene
+from vggt_ros.lab.synthetic.texture import texture_bank
 
 HEIGHT, WIDTH = 60, 80
 K = torch.tensor([[57.0, 0, WIDTH / 2], [0, 57.0, HEIGHT / 2], [0, 0, 1]])
@@ -49,7 +49,7 @@ def distance_to_surfaces(scene, points):
 
 @pytest.mark.parametrize('seed', range(4))
 def test_every_ray_ends_on_the_first_surface_in_its_way(seed):
-    scene = Scene.room(seed)
+    scene = SyntheticScene.room(seed)
     poses = smooth_path(3, seed, step=1.0)
     _, depth = look(scene, poses)
     ends = transform_points(poses, unproject(depth, K.expand(3, 3, 3)).reshape(3, -1, 3))
@@ -65,7 +65,7 @@ def test_every_ray_ends_on_the_first_surface_in_its_way(seed):
 def test_all_kinds_of_solids_are_seen():
     seen = set()
     for seed in range(3):
-        scene = Scene.room(seed)
+        scene = SyntheticScene.room(seed)
         poses = smooth_path(6, seed, step=1.5)
         _, depth = look(scene, poses)
         points = transform_points(poses, unproject(depth, K.expand(6, 3, 3)).reshape(6, -1, 3))
@@ -75,7 +75,7 @@ def test_all_kinds_of_solids_are_seen():
 
 
 def test_a_wall_ahead_has_one_depth_however_far_from_the_image_centre():
-    scene = Scene.room(0)
+    scene = SyntheticScene.room(0)
     top = 2 * float(scene.half_size[0, 0, 2])
     # from below the ceiling, straight up: nothing hangs there
     pose = camera_poses(
@@ -86,7 +86,7 @@ def test_a_wall_ahead_has_one_depth_however_far_from_the_image_centre():
 
 
 def test_a_point_seen_twice_has_the_same_place_and_colour():
-    scene, poses = Scene.room(1), smooth_path(2, 1, step=0.15)
+    scene, poses = SyntheticScene.room(1), smooth_path(2, 1, step=0.15)
     images, depth = look(scene, poses)
     points = transform_points(poses[:1], unproject(depth[:1], K[None]).reshape(1, -1, 3))
     pixels, in_camera = project(points, invert_rigid(poses[1:]), K[None])
@@ -105,7 +105,7 @@ def test_a_point_seen_twice_has_the_same_place_and_colour():
 
 def test_a_seed_means_one_room_and_one_path():
     poses = smooth_path(2, 5)
-    first, again, other = (look(Scene.room(seed), poses) for seed in (5, 5, 6))
+    first, again, other = (look(SyntheticScene.room(seed), poses) for seed in (5, 5, 6))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[1], other[1])
     assert torch.equal(poses, smooth_path(2, 5))
@@ -113,9 +113,9 @@ def test_a_seed_means_one_room_and_one_path():
 
 
 def test_rooms_rendered_as_a_batch_equal_rooms_rendered_one_by_one():
-    rooms = [Scene.room(seed) for seed in (7, 8, 9)]
+    rooms = [SyntheticScene.room(seed) for seed in (7, 8, 9)]
     poses = torch.cat([smooth_path(1, seed) for seed in (7, 8, 9)])
-    images, depth = look(Scene.stack(rooms), poses)
+    images, depth = look(SyntheticScene.stack(rooms), poses)
     for index, room in enumerate(rooms):
         image_alone, depth_alone = look(room, poses[index : index + 1])
         assert torch.allclose(depth[index], depth_alone[0], rtol=1e-5)
@@ -123,7 +123,7 @@ def test_rooms_rendered_as_a_batch_equal_rooms_rendered_one_by_one():
 
 
 def test_several_views_of_one_room_equal_single_views():
-    scene, poses = Scene.room(2), smooth_path(3, 2, step=0.4)
+    scene, poses = SyntheticScene.room(2), smooth_path(3, 2, step=0.4)
     images, depth = look(scene, poses)
     for index in range(3):
         image_alone, depth_alone = look(scene, poses[index : index + 1])
@@ -134,8 +134,8 @@ def test_several_views_of_one_room_equal_single_views():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_cuda_renders_what_the_cpu_renders():
     poses = smooth_path(2, 3)
-    images, depth = look(Scene.room(3), poses)
-    scene = Scene.room(3, 'cuda')
+    images, depth = look(SyntheticScene.room(3), poses)
+    scene = SyntheticScene.room(3, 'cuda')
     args = poses.cuda(), K.expand(2, 3, 3).cuda(), HEIGHT, WIDTH
     images_cuda, depth_cuda = render(scene, *args)
     assert torch.isclose(depth_cuda.cpu(), depth, rtol=1e-4).float().mean() > 0.999
@@ -156,7 +156,7 @@ def test_the_path_is_smooth_level_and_free():
         assert ((turn - 1) / 2).clamp(max=1).arccos().max() < math.radians(4)
         assert rotation[:, 2, 0].abs().max() < 1e-6  # the camera's x axis is level
         assert rotation[:, 2, 1].max() < -0.9  # and its y axis points down
-        assert distance_to_surfaces(Scene.room(seed), centre).min() > 0.1
+        assert distance_to_surfaces(SyntheticScene.room(seed), centre).min() > 0.1
 
 
 def test_furniture_keeps_off_the_lane():
@@ -168,7 +168,7 @@ def test_furniture_keeps_off_the_lane():
     )
     rings = torch.stack([radius * angle.cos(), radius * angle.sin(), height], -1).reshape(-1, 3)
     for seed in range(40):
-        assert distance_to_surfaces(Scene.room(seed), rings).min() > 0
+        assert distance_to_surfaces(SyntheticScene.room(seed), rings).min() > 0
 
 
 def test_a_texture_repeats_without_a_seam_and_fades_to_its_mean_from_afar():

@@ -11,13 +11,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from vggt_ros.lab.training.initialise import start_from_nothing
+from vggt_ros.lab.training.loop import PARTS, Trainer, TrainSettings, train
+from vggt_ros.lab.training.losses import DenseLoss, LossSettings, TrackLoss
+from vggt_ros.lab.training.matching import (
+    MatchingLoss,
+    matching_loss,
+    record_attention,
+    true_places,
+)
+from vggt_ros.lab.training.recipes import RECIPES
+from vggt_ros.lab.training.samples import SyntheticSource
 from vggt_ros.model import VGGT, VGGTConfig, load_checkpoint
-from vggt_ros.training.initialise import start_from_nothing
-from vggt_ros.training.loop import PARTS, Trainer, TrainSettings, train
-from vggt_ros.training.losses import DenseLoss, LossSettings, TrackLoss
-from vggt_ros.training.matching import MatchingLoss, matching_loss, recorded, true_places
-from vggt_ros.training.recipes import RECIPES
-from vggt_ros.training.samples import SyntheticSource
 
 HEIGHT, WIDTH = 28, 42
 SOURCE = SyntheticSource('train', 0, HEIGHT, WIDTH, queries=4)
@@ -277,7 +282,7 @@ def test_recording_changes_nothing_and_ends():
     model = new_model().eval()
     images = SOURCE.windows(0, 2, 3).images
     plain = model(images, heads=('camera',)).pose_encodings[-1]
-    with recorded(model, MATCHING) as kept:
+    with record_attention(model, MATCHING) as kept:
         while_recorded = model(images, heads=('camera',)).pose_encodings[-1]
     assert torch.equal(plain, while_recorded)
     assert [tuple(q.shape) for q, _ in kept] == [(2, 2, 3 * 11, 16)]
@@ -305,7 +310,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         port = free.getsockname()[1]
     start = multiprocessing.get_context('forkserver')
     # What takes both of them longest to import, once; the optimiser imports torch._dynamo.
-    start.set_forkserver_preload(['torch._dynamo', 'vggt_ros.training.loop'])
+    start.set_forkserver_preload(['torch._dynamo', 'vggt_ros.lab.training.loop'])
     ranks = [start.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in ranks:
         process.start()

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from vggt_ros.evaluation.trajectory import compare_paths, fit_sim3
 from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.lab.evaluation.trajectory import compare_paths, fit_sim3
 
 
 def turn_about(axis, angle):
@@ -44,7 +44,7 @@ def test_the_fit_of_a_path_in_a_plane_is_a_rotation_and_not_a_mirror():
 def test_an_exact_path_in_another_frame_and_unit_has_no_error():
     rng = np.random.default_rng(2)
     truth = random_path(rng)
-    estimate = Sim3(0.3, turn_about([1, 2, 3], 1.0), np.array([4.0, 5, 6])).place(truth)
+    estimate = Sim3(0.3, turn_about([1, 2, 3], 1.0), np.array([4.0, 5, 6])).transform_poses(truth)
     errors = compare_paths(truth, estimate)
     assert errors.position_rms < 1e-9
     assert errors.rotation_median < 1e-6

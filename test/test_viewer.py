@@ -14,9 +14,9 @@ pytest.importorskip('viser', reason='needs viser')
 import viewer_page
 from viewer_page import picture_of, wait_for
 
-from vggt_ros.offline.first_view import first_view, view_from
-from vggt_ros.offline.scene import Scene, SceneCamera
-from vggt_ros.offline.viewer import MOST_POINTS, Viewer, ViewerError, follow
+from vggt_ros.viewer.first_view import first_view, view_from
+from vggt_ros.viewer.scene import SceneCamera, ViewerScene
+from vggt_ros.viewer.viewer import MOST_POINTS, Viewer, ViewerError, follow
 
 SURE, UNSURE = (200, 0, 200), (0, 180, 0)  # colours of the two halves of the wall
 FRAMES = 6
@@ -46,7 +46,7 @@ def wall(frames=FRAMES, side=120, **changes):
         'confidence': np.where(right, 1.0, 3.0).astype(np.float32),
         'frame': (rows * frames // side).astype(np.int32),
     }
-    return Scene(**{**parts, **changes})
+    return ViewerScene(**{**parts, **changes})
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +152,7 @@ def test_a_scene_that_grows_keeps_what_is_set_and_the_view(page, viewer):
 def test_points_beyond_what_a_browser_bears_are_thinned_evenly(viewer):
     viewer.controls._hidden.value = 0
     viewer.show(wall(side=1000))
-    wait_for(lambda: viewer.points_shown == MOST_POINTS, what='thinned points')
+    wait_for(lambda: viewer.points_shown == MOST_POINTS, what='dropped points')
     each = np.bincount(viewer._drawn.frame)
     assert each == pytest.approx(np.full(FRAMES, MOST_POINTS / FRAMES), rel=0.01)
     wait_for(lambda: 'the scene has 1,000,000' in viewer.controls._count.content)

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from vggt_ros.evaluation.contact_sheet import draw_windows
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points, unproject
-from vggt_ros.synthetic.draws import Draws
-from vggt_ros.synthetic.motion import MOTIONS, move
-from vggt_ros.synthetic.rooms import CLEARANCE, clear_the_way, furnish
-from vggt_ros.synthetic.windows import SPLITS, make_windows, window_seeds
+from vggt_ros.lab.evaluation.contact_sheet import draw_windows
+from vggt_ros.lab.synthetic.draws import Draws
+from vggt_ros.lab.synthetic.motion import MOTIONS, move
+from vggt_ros.lab.synthetic.rooms import CLEARANCE, clear_path, furnish
+from vggt_ros.lab.synthetic.windows import SPLITS, render_windows, window_seeds
 
 HEIGHT, WIDTH, FRAMES = 42, 56, 3
 
 
 @pytest.fixture(scope='module')
 def windows():
-    return make_windows(window_seeds('train', 3, 0, 12), FRAMES, HEIGHT, WIDTH, queries=20)
+    return render_windows(window_seeds('train', 3, 0, 12), FRAMES, HEIGHT, WIDTH, queries=20)
 
 
 def test_draws_are_even_and_independent():
@@ -64,7 +64,7 @@ def test_a_window_that_is_not_there_is_refused(wrong):
 
 
 def test_a_window_is_the_same_alone_and_in_a_batch(windows):
-    alone = make_windows(window_seeds('train', 3, 7, 1), FRAMES, HEIGHT, WIDTH, queries=20)
+    alone = render_windows(window_seeds('train', 3, 7, 1), FRAMES, HEIGHT, WIDTH, queries=20)
     for name in ('images', 'world_from_camera', 'intrinsics', 'depth', 'tracks', 'visible'):
         torch.testing.assert_close(
             getattr(windows, name)[7], getattr(alone, name)[0], rtol=1e-4, atol=1e-4
@@ -149,10 +149,10 @@ def test_solids_in_the_way_are_taken_out():
     draws = Draws(torch.arange(50))
     rooms = furnish(draws)
     inside = rooms.centre[:, 1:2].clone()
-    cleared = clear_the_way(rooms, inside)
+    cleared = clear_path(rooms, inside)
     assert (cleared.centre[:, 1, 2] < -10).all()
     assert torch.equal(cleared.centre[:, 0], rooms.centre[:, 0])
-    kept = clear_the_way(rooms, torch.full((50, 1, 3), 100.0))
+    kept = clear_path(rooms, torch.full((50, 1, 3), 100.0))
     assert torch.equal(kept.centre, rooms.centre)
 
 
@@ -164,7 +164,9 @@ def test_the_contact_sheet_is_drawn(windows, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_windows_are_the_same_on_cuda(windows):
-    there = make_windows(window_seeds('train', 3, 0, 12).cuda(), FRAMES, HEIGHT, WIDTH, queries=20)
+    there = render_windows(
+        window_seeds('train', 3, 0, 12).cuda(), FRAMES, HEIGHT, WIDTH, queries=20
+    )
     torch.testing.assert_close(
         there.world_from_camera.cpu(), windows.world_from_camera, atol=1e-4, rtol=1e-4
     )

@@ -14,7 +14,7 @@ pytest.importorskip('rclpy', reason='needs ROS')
 from fake_network import Failure, FakeNetwork, warm_up
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.io.message_reading import ImageError
 from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.worker import InferenceWorker, ReceivedImage, choose_left_out
@@ -128,13 +128,13 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
     for number in range(offered):
         run.offer(number)
         time.sleep(0.01)
-    wait_for(lambda: run.taken + run.counts['thinned'] == offered)
+    wait_for(lambda: run.taken + run.counts['dropped'] == offered)
     wait_for(lambda: run.worker.engine_counts['received'] == offered)
-    assert run.counts['thinned'] > offered / 2
+    assert run.counts['dropped'] > offered / 2
     ids = [update.window_id for update in run.updates]
     assert ids == list(range(len(ids))) and len(ids) > 3
     assert {update.map_id for update in run.updates} == {0}
-    assert all(update.alignment.shared == SIZE - STRIDE for update in run.updates[1:])
+    assert all(update.registration.shared == SIZE - STRIDE for update in run.updates[1:])
     # whatever a window holds came while the one before was computed, or later
     for arrived, two_before in zip(run.arrived[2:], run.published):
         assert arrived > two_before
@@ -175,7 +175,7 @@ def test_a_failed_window_is_told_and_the_next_one_goes_on(bench, failure):
     assert len(run.complaints) == 1
     # the window after it shares no frame with the one before it: declared, not guessed
     assert [update.map_id for update in run.updates] == [0, 1, 1]
-    assert run.updates[1].map_started_because
+    assert run.updates[1].map_start_reason
 
 
 def test_an_undecodable_image_costs_nothing_else(bench):
@@ -194,7 +194,7 @@ def test_reset_starts_a_new_map_with_the_next_image(bench):
     run.worker.reset('a test asks')
     run.offer_slowly(range(SIZE, 2 * SIZE))
     wait_for(lambda: len(run.updates) == 2)
-    assert run.updates[1].map_started_because == 'a test asks'
+    assert run.updates[1].map_start_reason == 'a test asks'
     assert run.updates[1].batch.ids[0] > run.updates[0].batch.ids[-1]
 
 

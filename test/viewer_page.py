@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from vggt_ros.geometry.camera import transform_points, unproject
-from vggt_ros.offline.scene import Scene, SceneCamera, make_thumbnail
-from vggt_ros.offline.viewer import Viewer
-from vggt_ros.synthetic.path import smooth_path
-from vggt_ros.synthetic.render import render
-from vggt_ros.synthetic.scene import Scene as Room
+from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.lab.synthetic.render import render
+from vggt_ros.lab.synthetic.scene import SyntheticScene as Room
+from vggt_ros.viewer.scene import SceneCamera, ViewerScene, make_thumbnail
+from vggt_ros.viewer.viewer import Viewer
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 ARGUMENTS = (
@@ -68,7 +68,9 @@ def wait_for(condition, seconds: float = 30.0, what: str = 'it'):
     return found
 
 
-def room_scene(frames: int = 36, step: float = 0.16, seed: int = 5, stride: int = 3) -> Scene:
+def room_scene(
+    frames: int = 36, step: float = 0.16, seed: int = 5, stride: int = 3
+) -> ViewerScene:
     """Drive through a furnished room and see it with true depth, more surely where it is near."""
     height, width, field = 240, 320, math.radians(70)
     focal = width / 2 / math.tan(field / 2)
@@ -82,7 +84,7 @@ def room_scene(frames: int = 36, step: float = 0.16, seed: int = 5, stride: int 
     xyz = transform_points(world_from_camera.float(), points.reshape(frames, count, 3))
     near = depth[:, ::stride, ::stride].reshape(-1).numpy()
     thumbnails = [make_thumbnail(image.numpy(), lens.double().numpy()) for image in images]
-    return Scene(
+    return ViewerScene(
         title='a furnished room, ray-cast',
         warning='',
         unit='m',

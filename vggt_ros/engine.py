@@ -20,23 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggt_ros.alignment import Alignment, PlacedFrames, align, place_frames
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import Batch, PreprocessedImage, fit_frames, preprocess
+from vggt_ros.frames.rectifier import Rectifier, use_as_rectified
+from vggt_ros.frames.resize import choose_resize
+from vggt_ros.frames.sliding_window import SlidingWindow, Window
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.inference import Network
-from vggt_ros.intrinsics import IntrinsicsKeeper
-from vggt_ros.loop_closure import LoopCloser
-from vggt_ros.metric_scale import ScaleKeeper, ScaleSource
+from vggt_ros.inference.network import Network
+from vggt_ros.mapping.covariance import PoseCovariance
+from vggt_ros.mapping.intrinsics import IntrinsicsEstimator
+from vggt_ros.mapping.loop_closure import LoopCloser
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.metric_scale import ScaleEstimator, ScaleSource
+from vggt_ros.mapping.point_tracker import PointTracker
+from vggt_ros.mapping.reconstruction import PredictionError, Reconstruction, reconstruct
+from vggt_ros.mapping.registration import RegisteredFrames, Registration, register, register_frames
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.preprocess import Batch, FittedImage, fit_frames, preprocess
-from vggt_ros.reconstruct import PredictionError, Reconstruction, reconstruct
-from vggt_ros.rectify import Rectifier, take_as_rectified
-from vggt_ros.resize import choose_resize
-from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
-from vggt_ros.track_keeper import TrackKeeper
-from vggt_ros.uncertainty import PoseUncertainty
-from vggt_ros.window import SlidingWindow, Window
 
 HEADS = ('camera', 'depth')  # the point head is left out: unprojected depth is more accurate
 _SMALLEST_WINDOW = 2  # frames; one has no second to see depth with
@@ -76,32 +76,32 @@ class StreamingEngine:
         self._settings = settings = network.prepare(settings)
         self._network = network
         self._sliding = SlidingWindow(settings.window)
-        self._scale = ScaleKeeper(settings.scale, scale_source)
+        self._scale = ScaleEstimator(settings.scale, scale_source)
         self._width = settings.model.resolution or network.image_width
         camera = settings.camera
         self._resize = choose_resize(network.device, settings.model.fast_resize)
         self._as_pinhole = (
             Rectifier(math.radians(camera.rectified_field_of_view)).rectify
             if camera.rectify
-            else take_as_rectified
+            else use_as_rectified
         )
-        self._intrinsics = IntrinsicsKeeper(camera)
-        self._uncertainty = PoseUncertainty()
-        closes_loops = settings.alignment.loop_closure
-        self._loops = LoopCloser(settings.alignment, network) if closes_loops else None
+        self._intrinsics = IntrinsicsEstimator(camera)
+        self._uncertainty = PoseCovariance()
+        closes_loops = settings.registration.loop_closure
+        self._loops = LoopCloser(settings.registration, network) if closes_loops else None
         self._tracks = self._make_tracks()
         # Asked at each window, in the thread that calls `add`: tracks cost time.
         self.wants_tracks: Callable[[], bool] = lambda: True
-        self._fitted: dict[int, FittedImage] = {}
+        self._fitted: dict[int, PreprocessedImage] = {}
         self._works_ahead = True
-        self._placed: PlacedFrames | None = None
+        self._placed: RegisteredFrames | None = None
         self._confidence: dict[int, float | None] = {}  # mean, by frame of the last window
         self._map_id = -1
         self._restart_because = ''  # a new map that a rejected window should have started
         self._newest_id = -1  # the newest frame that was part of an update
         self._events: Counter[str] = Counter()
 
-    def _make_tracks(self) -> TrackKeeper | None:
+    def _make_tracks(self) -> PointTracker | None:
         points, trained = self._settings.tracks.track_points, self._network.tracks_trained
         if not points:
             return None
@@ -112,7 +112,7 @@ class StreamingEngine:
                 points,
                 self._network.name,
             )
-        return TrackKeeper(points, self._settings.cloud.min_confidence, trained)
+        return PointTracker(points, self._settings.cloud.min_confidence, trained)
 
     @property
     def window_size(self) -> int:
@@ -128,7 +128,7 @@ class StreamingEngine:
     def counts(self) -> dict[str, int]:
         """What happened so far: images by fate, windows, maps, failures."""
         told = Counter(
-            refused_scales=self._scale.refused,
+            rejected_scales=self._scale.refused,
             focal_length_disagreements=self._intrinsics.disagreements,
         )
         loops = Counter[str]() if self._loops is None else self._loops.counts
@@ -139,17 +139,17 @@ class StreamingEngine:
         self._sliding.reset(reason)
 
     def add(
-        self, moment: Frame | Sequence[Frame], skipped_stamps_ns: Sequence[int] = ()
+        self, moment: Frame | Sequence[Frame], dropped_stamps_ns: Sequence[int] = ()
     ) -> MapUpdate | None:
         """
         Take the next frame, or those that several cameras took together.
 
-        :param skipped_stamps_ns: stamps of moments received before this one but left out.
+        :param dropped_stamps_ns: stamps of moments received before this one but left out.
         :returns: an update of the map if this moment completes a window.
         :raises PredictionError: if the network's output for that window cannot be geometry. The
             window is lost, the engine goes on.
         """
-        window = self._sliding.add(moment, skipped_stamps_ns)
+        window = self._sliding.add(moment, dropped_stamps_ns)
         return None if window is None else self._process(window)
 
     def work_ahead(self) -> None:
@@ -226,14 +226,16 @@ class StreamingEngine:
             self._restart_because = self._restart_because or window.starts_map
             raise
         stopwatch.lap('reconstruct')
-        alignment = align(
+        registration = register(
             batch.ids,
             reconstruction,
             self._placed,
-            self._settings.alignment.max_alignment_residual,
+            self._settings.registration.max_registration_residual,
         )
         stopwatch.lap('align')
-        return self._place(window, batch, prediction, reconstruction, alignment, stopwatch.seconds)
+        return self._place(
+            window, batch, prediction, reconstruction, registration, stopwatch.seconds
+        )
 
     def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
         """
@@ -278,7 +280,7 @@ class StreamingEngine:
         """Choose frames for depth: those that lie in no map yet, and some that do, spread out."""
         placed = () if self._placed is None else self._placed.frames
         shared = [i for i, number in enumerate(ids) if number in placed]
-        wanted = self._settings.alignment.decoded_of(len(shared))
+        wanted = self._settings.registration.shared_depth_frames(len(shared))
         spread = {shared[round(at)] for at in np.linspace(0, len(shared) - 1, wanted)}
         return tuple(i for i, number in enumerate(ids) if number not in placed or i in spread)
 
@@ -297,67 +299,67 @@ class StreamingEngine:
         batch: Batch,
         prediction: Prediction,
         reconstruction: Reconstruction,
-        alignment: Alignment,
+        registration: Registration,
         seconds: dict[str, float],
     ) -> MapUpdate:
         """Continue the map with this window, or declare a new one."""
-        started_because = self._restart_because or window.starts_map
-        if not started_because and not alignment.trusted:
-            started_because = alignment.note
-            self._events['untrusted_alignments'] += 1
-        self._events['held_scales'] += alignment.scale_held
-        if started_because:
+        map_start_reason = self._restart_because or window.starts_map
+        if not map_start_reason and not registration.trusted:
+            map_start_reason = registration.note
+            self._events['rejected_registrations'] += 1
+        self._events['held_scales'] += registration.scale_held
+        if map_start_reason:
             self._placed = None
-            alignment = replace(alignment, map_from_window=Sim3())
+            registration = replace(registration, map_from_window=Sim3())
             self._map_id += 1
             self._events['maps'] += 1
             self._scale.start_map()
             self._uncertainty.start_map()
             if self._loops is not None:
                 self._loops.start_map()
-            logger.info('map %d starts: %s', self._map_id, started_because)
+            logger.info('map %d starts: %s', self._map_id, map_start_reason)
         told = {batch.ids[i]: float(c.mean()) for i, c in reconstruction.confidence.items()}
         self._confidence = {n: told.get(n, self._confidence.get(n)) for n in batch.ids}
         confidence = np.array(list(self._confidence.values()), float)
         if self._placed is not None:
             shared = [number in self._placed.frames for number in batch.ids]
-            self._uncertainty.join(alignment, float(confidence[shared].mean()))
+            self._uncertainty.join(registration, float(confidence[shared].mean()))
         is_new = tuple(number > self._newest_id for number in batch.ids)
         self._newest_id = batch.ids[-1]
-        placed = place_frames(
-            batch.ids, reconstruction, alignment.map_from_window, self._placed, window.anchor
+        placed = register_frames(
+            batch.ids, reconstruction, registration.map_from_window, self._placed, window.anchor
         )
         closure = None
         if self._loops is not None:
             descriptors = None if prediction.descriptors is None else prediction.descriptors[0]
             closure = self._loops.add(
-                batch, placed, reconstruction.intrinsics, descriptors, alignment
+                batch, placed, reconstruction.intrinsics, descriptors, registration
             )
         if closure is not None:
             moved = closure.corrections[window.window_id]
-            place = moved @ alignment.map_from_window
-            alignment = replace(alignment, map_from_window=place)
+            place = moved @ registration.map_from_window
+            registration = replace(registration, map_from_window=place)
             placed = placed.moved(moved)
             self._scale.correct(closure.corrections)
         self._placed = placed
         self._restart_because = ''
-        metric = self._scale.update(batch, reconstruction, alignment.map_from_window)
-        centres = alignment.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
+        metric = self._scale.update(batch, reconstruction, registration.map_from_window)
+        centres = registration.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
         covariance = self._uncertainty.covariance(centres, confidence, metric.spread)
         tracks = None
         if self._tracks is not None:
-            starts = bool(started_because)
+            starts = bool(map_start_reason)
             tracks = self._tracks.take(batch, prediction, reconstruction.confidence, starts)
         return MapUpdate(
             map_id=self._map_id,
-            map_started_because=started_because,
+            map_start_reason=map_start_reason,
             window_id=window.window_id,
             skipped=window.skipped,
             batch=batch,
             is_new=is_new,
             reconstruction=reconstruction,
             confidence=confidence,
-            alignment=alignment,
+            registration=registration,
             closure=closure,
             metric=metric,
             map_covariance=covariance,

@@ -120,7 +120,7 @@ class ModelSettings:
         'kept so and computed with in the precision; dynamic: inputs are rounded too, row by row.',
         choices=('off', 'weights', 'dynamic'),
     )
-    frame_rounds: int = setting(
+    frame_only_blocks: int = setting(
         0,
         'In so many of the first rounds, global attention looks within each frame only: faster '
         'with many frames, less exact (docs/speed.md). 0: none, as the network was trained.',
@@ -215,17 +215,17 @@ class WindowSettings:
 
 
 @dataclass(frozen=True)
-class AlignmentSettings:
+class RegistrationSettings:
     """When two windows are believed to show the same scene, and where earlier ones are sought."""
 
-    max_alignment_residual: float = setting(
+    max_registration_residual: float = setting(
         0.5,
-        'A window is joined to the map only if the points of the shared frames lie no farther '
-        "from the map's than this, after alignment, as a median share of their depth; else a new "
-        'map starts.',
+        'A window is registered to the map only if the points of the shared frames lie no farther '
+        "from the map's than this, after registration, as a median share of their depth; if not, "
+        'a new map starts.',
         low=0.0,
     )
-    alignment_frames: int = setting(
+    registration_frames: int = setting(
         0,
         'Frames shared with the map whose depth is computed again, to find how long the unit of a '
         'window is. More are more exact and take longer. 0: two, but one of two or three.',
@@ -249,9 +249,9 @@ class AlignmentSettings:
     def __post_init__(self) -> None:
         check_range(self)
 
-    def decoded_of(self, shared: int) -> int:
+    def shared_depth_frames(self, shared: int) -> int:
         """Say of how many of the shared frames depth is computed again."""
-        return min(self.alignment_frames or min(2, max(1, shared // 2)), shared)
+        return min(self.registration_frames or min(2, max(1, shared // 2)), shared)
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ class CloudSettings:
         low=0.0,
     )
     max_points: int = setting(
-        50000, 'Points of one cloud message at most; the cloud is thinned evenly.', low=1
+        50000, 'Points of one cloud message at most; the cloud is subsampled evenly.', low=1
     )
 
     def __post_init__(self) -> None:
@@ -342,7 +342,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     camera: CameraSettings = field(default_factory=CameraSettings)
     window: WindowSettings = field(default_factory=WindowSettings)
-    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    registration: RegistrationSettings = field(default_factory=RegistrationSettings)
     scale: ScaleSettings = field(default_factory=ScaleSettings)
     cloud: CloudSettings = field(default_factory=CloudSettings)
     tracks: TrackSettings = field(default_factory=TrackSettings)
@@ -370,7 +370,7 @@ _GROUPS: dict[str, Any] = {
     'model': ModelSettings,
     'camera': CameraSettings,
     'window': WindowSettings,
-    'alignment': AlignmentSettings,
+    'registration': RegistrationSettings,
     'scale': ScaleSettings,
     'cloud': CloudSettings,
     'tracks': TrackSettings,

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import argparse
 
-from vggt_ros.evaluation.approximations import (
+from vggt_ros.inference.network import EMBEDDED, load_network
+from vggt_ros.lab.benchmarks.approximations import (
     PLAIN,
     Way,
+    approximation_table,
     as_it_is,
-    as_table,
     at_half_size,
     compare,
     round_rope_table,
 )
-from vggt_ros.inference import EMBEDDED, load_network
+from vggt_ros.lab.training.samples import SyntheticSource
 from vggt_ros.settings import PATCH_SIZE, ModelSettings
-from vggt_ros.training.samples import SyntheticSource
 
 
 def main() -> None:
@@ -50,14 +50,14 @@ def main() -> None:
     rounded = load_settings()
     round_rope_table(rounded, height, width)
     ways = {PLAIN: as_it_is(plain)}
-    ways |= {f'frame_rounds: {count}': load(frame_rounds=count) for count in (1, 2)}
+    ways |= {f'frame_only_blocks: {count}': load(frame_only_blocks=count) for count in (1, 2)}
     if asked.int8:
         ways |= {f'int8: {way}': load(int8=way) for way in ('weights', 'dynamic')}
     if width % (2 * PATCH_SIZE) == 0:
         ways['half the resolution'] = at_half_size(plain)
     ways['RoPE table in bfloat16'] = as_it_is(rounded)
     source = SyntheticSource('test', asked.seed, height, width, 0)
-    print(as_table(compare(ways, source, asked.windows, asked.frames)))
+    print(approximation_table(compare(ways, source, asked.windows, asked.frames)))
 
 
 if __name__ == '__main__':

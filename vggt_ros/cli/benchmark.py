@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from vggt_ros.evaluation.speed import as_table, measure
-from vggt_ros.evaluation.speed_picture import draw_speed
-from vggt_ros.inference import choose_device, choose_precision
-from vggt_ros.memory import predict_peak
+from vggt_ros.inference.memory import predict_peak
+from vggt_ros.inference.network import choose_device, choose_precision
+from vggt_ros.inference.warm_up import Load
+from vggt_ros.lab.benchmarks.speed import benchmark_network, speed_table
+from vggt_ros.lab.benchmarks.speed_plot import draw_speed
 from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
 from vggt_ros.model.dense_head import FRAMES_AT_ONCE
 from vggt_ros.settings import PATCH_SIZE
-from vggt_ros.warm_up import Load
 
 SIZES = {'small': VGGTConfig.small, 'vggt_1b': VGGTConfig.vggt_1b}
 
@@ -75,7 +75,7 @@ def main() -> None:
         for frames in asked.frames:
             for stride in sorted({min(each, frames) for each in asked.stride}):
                 load = Load(frames, stride, height, width)
-                told = measure(model, load, asked.windows, asked.compile)
+                told = benchmark_network(model, load, asked.windows, asked.compile)
                 found.append(
                     {
                         'size': asked.size,
@@ -89,8 +89,8 @@ def main() -> None:
                         **told,
                     }
                 )
-                print(as_table(found[-1:]).splitlines()[2], flush=True)
-    print(as_table(found))
+                print(speed_table(found[-1:]).splitlines()[2], flush=True)
+    print(speed_table(found))
     if asked.plot is not None:
         draw_speed(found, asked.plot)
     if asked.json is not None:

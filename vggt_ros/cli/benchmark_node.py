@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vggt_ros.ros.node_benchmark import Case
+from vggt_ros.lab.node.node_benchmark import Case
 from vggt_ros.ros.publish import TOPICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def run_case(case: Case, with_profile: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'figures.json'
         subprocess.run(
-            [sys.executable, '-m', 'vggt_ros.ros.node_benchmark', str(file)],
+            [sys.executable, '-m', 'vggt_ros.lab.node.node_benchmark', str(file)],
             input=json.dumps(asdict(case)).encode(),
             env=environment,
             check=True,
@@ -70,7 +70,7 @@ def row(told: dict[str, Any]) -> str:
         beside,
         told['sent'],
         told['lost'],
-        told['thinned'],
+        told['dropped'],
         f'{told["cpu_share"]:.2f}',
         f'{told["windows_per_cpu_second"]:.1f}',
         f'{work["both"]:.1f} ({work["both_least"]:.1f})',
@@ -81,7 +81,7 @@ def row(told: dict[str, Any]) -> str:
 
 HEADER = (
     '| images | network | resize | topics | profile | windows/s | p50 ms | p95 ms | beside ms '
-    '| sent | lost | thinned | CPU | windows/CPU s | own ms | MB |\n'
+    '| sent | lost | dropped | CPU | windows/CPU s | own ms | MB |\n'
     '|---|---|---|--:|---|' + '--:|' * 11
 )
 

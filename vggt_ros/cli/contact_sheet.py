@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vggt_ros.evaluation.contact_sheet import draw_windows
-from vggt_ros.synthetic.windows import SPLITS, make_windows, window_seeds
+from vggt_ros.lab.evaluation.contact_sheet import draw_windows
+from vggt_ros.lab.synthetic.windows import SPLITS, render_windows, window_seeds
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument('--width', type=int, default=224)
     asked = parser.parse_args()
     seeds = window_seeds(asked.split, asked.seed, 0, asked.windows)
-    windows = make_windows(seeds, asked.frames, asked.height, asked.width, queries=12)
+    windows = render_windows(seeds, asked.frames, asked.height, asked.width, queries=12)
     draw_windows(windows, asked.picture)
     print(f'{asked.windows} windows drawn: {asked.picture}')
 

@@ -95,14 +95,14 @@ def run_demo(options: argparse.Namespace, processes: Processes) -> None:
     if options.checkpoint:
         node += ['-p', f'checkpoint:={options.checkpoint}']
     processes.start('node', 'vggt_ros.ros.node', *node)
-    processes.start('bring-up', 'vggt_ros.ros.lifecycle', '/vggt', str(options.timeout))
+    processes.start('bring-up', 'vggt_ros.lab.node.lifecycle', '/vggt', str(options.timeout))
     camera = ['--ros-args']
     for name, value in parameters.items():
         camera += ['-p', f'{name}:={value}']
-    processes.start('camera', 'vggt_ros.ros.synthetic_camera', *camera)
+    processes.start('camera', 'vggt_ros.lab.node.synthetic_camera', *camera)
     processes.start(
         'recorder',
-        'vggt_ros.ros.recorder',
+        'vggt_ros.lab.node.recorder',
         *('--output', str(options.output)),
         *('--bag', str(bag_of(options))),
         *('--quiet', str(options.quiet)),

@@ -12,9 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from vggt_ros.embedded import FOLDER, write_embedded
-from vggt_ros.inference import load_model
+from vggt_ros.inference.network import load_model
 from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.model.embedded import FOLDER, write_embedded
 
 
 def main() -> None:

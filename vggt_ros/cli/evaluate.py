@@ -26,15 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from vggt_ros.evaluation import recorded_way, sequences, synthetic
-from vggt_ros.evaluation.truth_network import Errors, TruthNetwork
-from vggt_ros.inference import Network, VGGTNetwork, load_network
+from vggt_ros.inference.network import Network, VGGTNetwork, load_network
 from vggt_ros.io.recordings import open_recording
+from vggt_ros.lab.evaluation import recording, sequences, synthetic_windows
+from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork
+from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.training.recipes import QUERIES
+from vggt_ros.lab.training.samples import SyntheticSource
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.settings import PATCH_SIZE, ModelSettings, Settings
-from vggt_ros.synthetic.sequences import SEQUENCES
-from vggt_ros.training.recipes import QUERIES
-from vggt_ros.training.samples import SyntheticSource
 
 _TRUTH = 'truth'
 
@@ -111,14 +111,14 @@ def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None)
     if loaded is None:
         stamps = [i * sequences.STEP_NS for i in range(frames)]
         images = np.stack([world.paint(stamp, height, width) for stamp in stamps])
-        updates = sequences.map_way(network, images, asked.drop_window, **mapping)
-        found = sequences.measure(
+        updates = sequences.map_sequence(network, images, asked.drop_window, **mapping)
+        found = sequences.evaluate_sequence(
             updates, truth, lambda i: world.depth(i * sequences.STEP_NS, height, width), None
         )
     else:
-        images, depth = sequences.render_way(way, asked.seed, height, width)
-        updates = sequences.map_way(network, images, asked.drop_window, **mapping)
-        found = sequences.measure(updates, truth, lambda i: depth[i], images)
+        images, depth = sequences.render_sequence(way, asked.seed, height, width)
+        updates = sequences.map_sequence(network, images, asked.drop_window, **mapping)
+        found = sequences.evaluate_sequence(updates, truth, lambda i: depth[i], images)
     return {**told, 'model': network.name, **found}
 
 
@@ -149,10 +149,10 @@ def main() -> None:
             names = list(SEQUENCES) if asked.sequence == 'all' else [asked.sequence]
             network = None if asked.model == _TRUTH else load(asked)
             figures = [judge_sequence(asked, name, network) for name in names]
-            print(sequences.as_table(figures))
+            print(sequences.sequence_table(figures))
             figures = figures if asked.sequence == 'all' else figures[0]
         elif asked.recording:
-            way = recorded_way.evaluate_recording(
+            way = recording.evaluate_recording(
                 load(asked),
                 open_recording(asked.recording),
                 Settings.from_flat(map_settings(asked)),
@@ -160,15 +160,17 @@ def main() -> None:
                 asked.frames or 0,
             )
             figures = {'recording': way.name, **way.figures}
-            print(recorded_way.as_table(way))
+            print(recording.recording_table(way))
             if asked.output:
                 way.save(asked.output)
         else:
             judged = load(asked)
             size = image_size(asked.width or judged.image_width)
             source = SyntheticSource('test', asked.seed, *size, QUERIES)
-            figures = synthetic.evaluate_windows(judged, source, asked.windows, asked.frames or 8)
-            print(synthetic.as_table(figures))
+            figures = synthetic_windows.evaluate_windows(
+                judged, source, asked.windows, asked.frames or 8
+            )
+            print(synthetic_windows.window_table(figures))
     except (ValueError, CheckpointError) as error:
         sys.exit(f'evaluate: {error}')
     if asked.json is not None:

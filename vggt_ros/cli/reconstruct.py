@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vggt_ros.inference import load_network
+from vggt_ros.inference.network import load_network
 from vggt_ros.io.frame_source import RATE, open_frames
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.offline.export import ExportOptions
 from vggt_ros.offline.jobs import run_jobs
-from vggt_ros.offline.reconstruct import Reconstructed, ReconstructOptions, reconstruct
+from vggt_ros.offline.reconstruct import Reconstructed, ReconstructOptions, reconstruct_recording
 from vggt_ros.offline.run import Progress as RunProgress
 from vggt_ros.offline.run import RunOptions
 from vggt_ros.settings import Settings, all_settings
@@ -142,7 +142,7 @@ def make_map(
     )
     source = open_frames(where, asked.topic, asked.rate)
     network = load_network(settings.model)
-    return reconstruct(source, network, settings, options, output, report, stop)
+    return reconstruct_recording(source, network, settings, options, output, report, stop)
 
 
 def make_one(asked: argparse.Namespace, where: str, output: Path) -> int:

@@ -23,15 +23,15 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from vggt_ros.inference import choose_device, load_model
+from vggt_ros.inference.network import choose_device, load_model
 from vggt_ros.io.recordings import open_recording
+from vggt_ros.lab.training.initialise import start_from_nothing
+from vggt_ros.lab.training.loop import CONFIG, LAST, Trainer, train
+from vggt_ros.lab.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
+from vggt_ros.lab.training.recordings import RecordedSource
+from vggt_ros.lab.training.samples import Source, SyntheticSource
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.checkpoint import CheckpointError
-from vggt_ros.training.initialise import start_from_nothing
-from vggt_ros.training.loop import CONFIG, LAST, Trainer, train
-from vggt_ros.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
-from vggt_ros.training.recordings import RecordedSource
-from vggt_ros.training.samples import Source, SyntheticSource
 
 
 def parse() -> argparse.Namespace:

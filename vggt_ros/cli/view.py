@@ -18,9 +18,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from vggt_ros.offline.growing_scene import read_growing
-from vggt_ros.offline.read_scene import read_scene
-from vggt_ros.offline.viewer import Viewer, ViewerError, follow
+from vggt_ros.viewer.growing_scene import read_growing
+from vggt_ros.viewer.read_scene import read_scene
+from vggt_ros.viewer.viewer import Viewer, ViewerError, follow
 
 
 def parse() -> argparse.Namespace:
@@ -53,7 +53,7 @@ def view(asked: argparse.Namespace) -> None:
     try:
         print(f'open {viewer.url} in a browser; Ctrl-C ends it', flush=True)
         if asked.node is not None:
-            from vggt_ros.ros.live_scene import watch_node  # a plain installation has no ROS
+            from vggt_ros.viewer.live_scene import watch_node  # a plain installation has no ROS
 
             watch_node(asked.node, asked.image_topic, viewer)
         elif finished is not None:

@@ -57,7 +57,7 @@ class Sim3:
         result: Array = self.scale * (points @ self.rotation.T) + self.translation
         return result
 
-    def place(self, poses: Array) -> Array:
+    def transform_poses(self, poses: Array) -> Array:
         """
         Carry rigid poses along: orientation and position are moved, the axes keep unit length.
 

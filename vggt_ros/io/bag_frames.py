@@ -21,7 +21,7 @@ from rosbags.rosbag2 import ReaderError
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
-from vggt_ros.frames import Calibration, Frame
+from vggt_ros.frames.frame import Calibration, Frame
 from vggt_ros.geometry.poses import pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
 from vggt_ros.io.message_reading import (
@@ -33,7 +33,7 @@ from vggt_ros.io.message_reading import (
 )
 from vggt_ros.io.rgbd import DEPTH_ENCODINGS
 from vggt_ros.io.scale_messages import LARGEST_GAP, MEMORY, ScaleMessages
-from vggt_ros.metric_scale import ScaleSource
+from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vggt_ros.frames import Calibration
+from vggt_ros.frames.frame import Calibration
 from vggt_ros.geometry.poses import Array, interpolate_poses
 from vggt_ros.io.images import read_image
 from vggt_ros.io.rgbd import RgbdFrame

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.io.frame_source import refuse_scale
 from vggt_ros.io.images import read_image
-from vggt_ros.metric_scale import ScaleSource
+from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
 PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from vggt_ros.frames import Frame
-from vggt_ros.metric_scale import ScaleSource
+from vggt_ros.frames.frame import Frame
+from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
 BAG_FILES = ('.mcap', '.db3')

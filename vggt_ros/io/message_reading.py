@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vggt_ros.frames import Calibration
+from vggt_ros.frames.frame import Calibration
 from vggt_ros.io.rgbd import DEPTH_ENCODINGS
 
 Pixels = npt.NDArray[np.uint8]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from vggt_ros.io.euroc import EurocRecording
 from vggt_ros.io.frame_source import BAG_FILES
-from vggt_ros.io.rgbd import Recording
+from vggt_ros.io.rgbd import RgbdRecording
 from vggt_ros.io.seven_scenes import SevenScenesRecording
 from vggt_ros.io.tum_rgbd import TumRecording
 
 
-def open_recording(path: Path) -> Recording:
+def open_recording(path: Path) -> RgbdRecording:
     """
     Recognise a TUM RGB-D sequence, one of 7-Scenes or EuRoC, or a bag.
 

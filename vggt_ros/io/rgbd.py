@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vggt_ros.frames import Calibration
+from vggt_ros.frames.frame import Calibration
 from vggt_ros.geometry.poses import Array
 
 Depth = npt.NDArray[np.float32]
@@ -37,7 +37,7 @@ class RgbdFrame:
     calibration: Calibration | None = None  # if the image has distortion to be taken out
 
 
-class Recording(Protocol):
+class RgbdRecording(Protocol):
     """Frames in the order of time."""
 
     name: str
@@ -53,7 +53,7 @@ class Recording(Protocol):
         ...
 
 
-def read_depth(path: Path, units_per_metre: float, unknown: tuple[int, ...]) -> Depth:
+def read_depth_image(path: Path, units_per_metre: float, unknown: tuple[int, ...]) -> Depth:
     """
     Read a depth picture of 16-bit integers.
 

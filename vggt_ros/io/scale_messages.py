@@ -20,7 +20,7 @@ import numpy.typing as npt
 from vggt_ros.geometry.poses import Array, pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
 from vggt_ros.io.message_reading import ImageError, decode_depth, ns_from_time
-from vggt_ros.metric_scale import DepthScale, MotionScale, ScaleSource
+from vggt_ros.mapping.metric_scale import DepthScale, MotionScale, ScaleSource
 from vggt_ros.settings import ScaleSettings
 
 LARGEST_GAP = 0.5  # s between two poses that may be bridged

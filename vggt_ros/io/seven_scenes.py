@@ -18,7 +18,7 @@ import numpy as np
 
 from vggt_ros.geometry.poses import Array
 from vggt_ros.io.images import read_image
-from vggt_ros.io.rgbd import RgbdFrame, read_depth
+from vggt_ros.io.rgbd import RgbdFrame, read_depth_image
 
 UNITS_PER_METRE = 1000.0
 RATE = 30.0  # frames per second of the camera; the files have no stamps
@@ -58,7 +58,7 @@ class SevenScenesRecording:
         image = read_image(colour)
         scale = image.shape[1] / WIDTH
         intrinsics = np.diag([scale, scale, 1]) @ INTRINSICS
-        measured = read_depth(depth, UNITS_PER_METRE, unknown=(0, 65535))
+        measured = read_depth_image(depth, UNITS_PER_METRE, unknown=(0, 65535))
         return RgbdFrame(index / RATE, image, measured, pose, intrinsics)
 
 

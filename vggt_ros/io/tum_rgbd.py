@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vggt_ros.geometry.poses import Array, interpolate_poses
 from vggt_ros.io.images import read_image
-from vggt_ros.io.rgbd import RgbdFrame, read_depth
+from vggt_ros.io.rgbd import RgbdFrame, read_depth_image
 
 UNITS_PER_METRE = 5000.0
 LARGEST_OFFSET = 0.02  # s between a colour and a depth picture of the same moment
@@ -76,7 +76,7 @@ class TumRecording:
         scale = image.shape[1] / WIDTH
         fx, fy, cx, cy = self._calibration
         intrinsics = np.diag([scale, scale, 1]) @ np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        measured = read_depth(self._folder / depth, UNITS_PER_METRE, unknown=(0,))
+        measured = read_depth_image(self._folder / depth, UNITS_PER_METRE, unknown=(0,))
         return RgbdFrame(float(stamp), image, measured, pose, intrinsics)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.io.frame_source import RATE, refuse_scale
-from vggt_ros.metric_scale import ScaleSource
+from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
 logger = logging.getLogger(__name__)

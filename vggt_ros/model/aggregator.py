@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from vggt_ros.model.attention import RopeTable, WantedTokens, patch_positions, rope_table
+from vggt_ros.model.attention import RopeTable, SelectedTokens, patch_positions, rope_table
 from vggt_ros.model.block import Block, draw_normal
 from vggt_ros.model.config import VGGTConfig
 from vggt_ros.model.patch_embed import PatchEncoder
@@ -31,7 +31,7 @@ class Aggregator(nn.Module):
         dim, agg = config.embed_dim, config.agg
         # First rounds whose global attention sees one frame at a time; other than 0 only where a
         # network is to be faster than it was trained to be.
-        self.frame_rounds = 0
+        self.frame_only_blocks = 0
         self.special_tokens = 1 + agg.num_register_tokens
         self.head_dim = dim // agg.num_heads
         self.rope_base = agg.rope_freq
@@ -77,11 +77,11 @@ class Aggregator(nn.Module):
         for index, (frame_block, global_block) in enumerate(blocks):
             within = frame_block(x.reshape(batch * count, -1, shape[-1]), table)
             del x  # a window of hundreds of frames has no memory to spare
-            together = batch * count if index < self.frame_rounds else batch
+            together = batch * count if index < self.frame_only_blocks else batch
             wanted = None
             if index == last and frames is not None and together == batch:
                 # nothing comes after it: of other frames, only the camera token is read
-                wanted = WantedTokens(tuple(frames) if last in rounds else (), shape[2])
+                wanted = SelectedTokens(tuple(frames) if last in rounds else (), shape[2])
             x = global_block(within.reshape(together, -1, shape[-1]), table, wanted)
             within = within.reshape(shape)
             if wanted is None:

@@ -86,7 +86,7 @@ class Rope(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class WantedTokens:
+class SelectedTokens:
     """Those tokens of a sequence of frames whose result somebody reads; all are attended to."""
 
     frames: tuple[int, ...]  # places of the frames of which all tokens are wanted
@@ -119,7 +119,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, table: RopeTable | None = None, wanted: WantedTokens | None = None
+        self, x: Tensor, table: RopeTable | None = None, wanted: SelectedTokens | None = None
     ) -> Tensor:
         """x: (B, N, C) → (B, N, C), or of the tokens that are wanted."""
         q, k, v = self.project(x, table)
@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
         parts: Sequence[Tensor],
         norm: nn.Module,
         table: RopeTable | None,
-        wanted: WantedTokens | None,
+        wanted: SelectedTokens | None,
     ) -> Tensor:
         """
         Run on the parts (B, n, C) of one sequence, of whole frames, before `proj`.

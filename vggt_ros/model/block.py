@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vggt_ros.model.attention import RopeTable, SelfAttention, WantedTokens
+from vggt_ros.model.attention import RopeTable, SelectedTokens, SelfAttention
 
 # Without gradients, longer inputs are taken in parts, so that only what attention needs at once is
 # kept of all tokens: 12 bytes a channel in bfloat16 instead of 36.
@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale)
 
     def forward(
-        self, x: Tensor, table: RopeTable | None = None, wanted: WantedTokens | None = None
+        self, x: Tensor, table: RopeTable | None = None, wanted: SelectedTokens | None = None
     ) -> Tensor:
         """
         (B, N, dim) → (B, N, dim).
@@ -92,7 +92,7 @@ class Block(nn.Module):
             return self._run_in_parts(x, table, wanted)
         return self._run(x, table, wanted)
 
-    def _run(self, x: Tensor, table: RopeTable | None, wanted: WantedTokens | None) -> Tensor:
+    def _run(self, x: Tensor, table: RopeTable | None, wanted: SelectedTokens | None) -> Tensor:
         attended = self.attn(self.norm1(x), table, wanted)
         if wanted is not None:
             x = wanted.take(x, dim=1)
@@ -100,7 +100,7 @@ class Block(nn.Module):
         return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))
 
     def _run_in_parts(
-        self, x: Tensor, table: RopeTable | None, wanted: WantedTokens | None
+        self, x: Tensor, table: RopeTable | None, wanted: SelectedTokens | None
     ) -> Tensor:
         """Do the same with less memory: a few sequences at a time, or parts of one."""
         sequences, tokens = x.shape[:2]

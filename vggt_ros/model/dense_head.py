@@ -54,7 +54,7 @@ class Fusion(nn.Module):
         if self.resConfUnit1 is not None and side is not None:
             path = path + self.resConfUnit1(side)
         # A 1×1 convolution commutes with the resize, and costs a quarter before it.
-        return resize(self.out_conv(self.resConfUnit2(path)), size)
+        return interpolate_features(self.out_conv(self.resConfUnit2(path)), size)
 
 
 class Scratch(nn.Module):
@@ -138,7 +138,7 @@ class DenseDecoder(nn.Module):
         for tokens, project, resize_layer in layers:
             level = project(self.norm(tokens).transpose(1, 2).unflatten(2, grid))
             maps.append(resize_layer(self.add_code(level, image_size)))
-        return self.add_code(resize(self.scratch(maps), out_size), image_size)
+        return self.add_code(interpolate_features(self.scratch(maps), out_size), image_size)
 
     def add_code(self, features: Tensor, image_size: Size) -> Tensor:
         """Add the position code to (N, F, h, w), in place, if this decoder has one."""
@@ -253,7 +253,7 @@ def axis_code(count: int, extent: float, channels: int) -> Tensor:
     return CODE_STRENGTH * torch.cat((angles.sin(), angles.cos()))
 
 
-def resize(features: Tensor, size: Size) -> Tensor:
+def interpolate_features(features: Tensor, size: Size) -> Tensor:
     """Bilinear, corner pixels on corner pixels."""
     return functional.interpolate(features, size=size, mode='bilinear', align_corners=True)
 

@@ -76,7 +76,7 @@ class PatchEncoder(nn.Module):
         :returns: (N, P, C) patch tokens after the final norm.
         """
         h, w = (side // self.patch_size for side in images.shape[-2:])
-        patches = self.patch_embed(normalise(images))
+        patches = self.patch_embed(normalise_colours(images))
         tokens = torch.cat((self.cls_token.expand(len(images), -1, -1), patches), dim=1)
         tokens = tokens + self.position_code(h, w).to(tokens.dtype)
         registers = self.register_tokens.expand(len(images), -1, -1)
@@ -107,7 +107,7 @@ class PatchEncoder(nn.Module):
         return torch.cat((code[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalise_colours(images: Tensor) -> Tensor:
     """(N, 3, H, W) in [0, 1] to zero mean and unit variance over natural images."""
     # Numbers instead of tensors: no buffer to place, and no copy that waits for the device.
     channels = zip(images.unbind(dim=1), IMAGE_MEAN, IMAGE_STD, strict=True)

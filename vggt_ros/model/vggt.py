@@ -66,7 +66,7 @@ class VGGT(nn.Module):
         tokens = self.encode(images)
         rounds = self.aggregate(tokens, grid, self.rounds_for(heads))
         prediction = self.decode(rounds, image_size, query_points, heads, query_frames)
-        return replace(prediction, descriptors=describe(tokens))
+        return replace(prediction, descriptors=frame_descriptors(tokens))
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, S, 3, H, W) → patch tokens (B, S, P, C); no frame sees another."""
@@ -211,7 +211,7 @@ class VGGT(nn.Module):
         return context
 
 
-def describe(patch_tokens: Tensor) -> Tensor:
+def frame_descriptors(patch_tokens: Tensor) -> Tensor:
     """(B, S, P, C) → (B, S, C), see `Prediction.descriptors`."""
     return patch_tokens.float().mean(2)
 

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from vggt_ros.geometry.poses import Array
 from vggt_ros.offline.colmap_problem import ColmapProblem, Mask, NoSolutionError, View
-from vggt_ros.offline.refinement import Demands, Refinement, Tracks
+from vggt_ros.offline.refinement import Criteria, Refinement, Tracks
 from vggt_ros.offline.triangulation import triangulate
-from vggt_ros.offline.weakness import count_weakness, line_weakness, measure_parallax
+from vggt_ros.offline.weakness import collinear_degeneracy, count_degeneracy, measure_parallax
 
 _ROUNDS = 6  # at most, of leaving outliers out
 _OUTLIER = 4.0  # deviations
@@ -47,7 +47,7 @@ def refine(
     camera_index: npt.NDArray[np.int64],
     tracks: Tracks,
     points: Array | None = None,
-    demands: Demands | None = None,
+    criteria: Criteria | None = None,
 ) -> Refinement:
     """
     Refine the cameras of a window or a map.
@@ -58,27 +58,27 @@ def refine(
     :param tracks: over the same S frames.
     :param points: (K, 3) to begin with, in the world's frame and unit; None, or NaN for one:
         triangulated.
-    :param demands: None: the defaults.
+    :param criteria: None: the defaults.
     :raises ValueError: if arrays do not fit each other, or pycolmap is not installed.
     """
-    demands = demands or Demands()
+    criteria = criteria or Criteria()
     _check(world_from_camera, intrinsics, camera_index, tracks, points)
     problem = ColmapProblem(tracks.pixels, camera_index)
-    believed = tracks.observed & (tracks.confidence >= demands.min_confidence)
+    believed = tracks.observed & (tracks.confidence >= criteria.min_confidence)
     cameras = world_from_camera.astype(np.float64), intrinsics.astype(np.float64)
     given = View(*cameras, _begin(*cameras, tracks.pixels, believed, points))
-    parallax = measure_parallax(tracks.pixels, cameras[1], believed, demands.min_per_frame)
+    parallax = measure_parallax(tracks.pixels, cameras[1], believed, criteria.min_per_frame)
     untouched = Refinement(*cameras, given.points, believed, parallax=parallax)
-    why_not = _find_weakness(tracks, given, believed, parallax, demands)
+    why_not = _find_weakness(tracks, given, believed, parallax, criteria)
     if why_not:
         return replace(untouched, why_not=why_not)
     fitted, judges = _hold_out(believed)
     try:
-        result = _attempt(problem, given, fitted, judges, demands)
+        result = _attempt(problem, given, fitted, judges, criteria)
     except NoSolutionError as error:
         return replace(untouched, why_not=str(error))
     result = replace(result, parallax=parallax)
-    why_not = _find_fault(result, int(fitted.sum()), demands)
+    why_not = _find_fault(result, int(fitted.sum()), criteria)
     if not why_not:
         return _keep_unit(result, given)
     return replace(
@@ -92,7 +92,7 @@ def refine(
 
 
 def _attempt(
-    problem: ColmapProblem, given: View, fitted: Mask, judges: Mask, demands: Demands
+    problem: ColmapProblem, given: View, fitted: Mask, judges: Mask, criteria: Criteria
 ) -> Refinement:
     pixels = problem.pixels
     loss = _CAUCHY * _deviation(given, pixels, fitted)
@@ -102,7 +102,7 @@ def _attempt(
     found, kept = _settle(problem, placed, fitted, focal=False)
     limit = _OUTLIER * _deviation(found, pixels, fitted)
     result = _judge(problem, given, found, kept, judges, limit)
-    if not (demands.refine_focal and result.judges):
+    if not (criteria.refine_focal and result.judges):
         return result
     found, kept = _settle(problem, found, fitted, focal=True)
     freed = _judge(problem, given, found, kept, judges, limit)
@@ -147,27 +147,27 @@ def _begin(
 
 
 def _find_weakness(
-    tracks: Tracks, given: View, believed: Mask, parallax: float, demands: Demands
+    tracks: Tracks, given: View, believed: Mask, parallax: float, criteria: Criteria
 ) -> str:
     """Say why it is not worth trying, '' if it is."""
-    few = count_weakness(believed, demands.min_tracks, demands.min_per_frame)
+    few = count_degeneracy(believed, criteria.min_tracks, criteria.min_per_frame)
     if few:
         confidence = tracks.confidence[tracks.observed]
         middle = np.median(confidence) if len(confidence) else 0.0
         return (
-            f'{few} (of confidence {demands.min_confidence:.2f} and more; the median of all is '
+            f'{few} (of confidence {criteria.min_confidence:.2f} and more; the median of all is '
             f'{middle:.2f})'
         )
-    line = line_weakness(tracks.pixels, given.intrinsics, believed)
+    line = collinear_degeneracy(tracks.pixels, given.intrinsics, believed)
     if line:
         return line
-    if not parallax >= demands.min_parallax:
+    if not parallax >= criteria.min_parallax:
         return (
             f'too little parallax: but for a rotation the points move by {parallax:.2f} px, '
-            f'{demands.min_parallax:.2f} are needed'
+            f'{criteria.min_parallax:.2f} are needed'
         )
     placed = believed & np.isfinite(_lengths(given, tracks.pixels))
-    few = count_weakness(placed, demands.min_tracks, demands.min_per_frame)
+    few = count_degeneracy(placed, criteria.min_tracks, criteria.min_per_frame)
     return few and f'seen from these cameras, few points lie before them: {few}'
 
 
@@ -270,18 +270,18 @@ def _judge(
     )
 
 
-def _find_fault(result: Refinement, fitted: int, demands: Demands) -> str:
+def _find_fault(result: Refinement, fitted: int, criteria: Criteria) -> str:
     """Say why the result is not to be kept, '' if it is."""
     share = result.observations / fitted
-    if share < demands.min_agreeing:
+    if share < criteria.min_agreeing:
         return (
             f'the tracks contradict each other: {share:.0%} of the observations agree, '
-            f'{demands.min_agreeing:.0%} are needed'
+            f'{criteria.min_agreeing:.0%} are needed'
         )
-    if result.rms_after > demands.max_error:
+    if result.rms_after > criteria.max_error:
         return (
             f'the tracks contradict each other: errors of {result.rms_after:.2f} px are left, up '
-            f'to {demands.max_error:.2f} are accepted'
+            f'to {criteria.max_error:.2f} are accepted'
         )
     needed = _SIGNAL * result.rms_after
     if result.parallax < needed:
@@ -289,17 +289,17 @@ def _find_fault(result: Refinement, fitted: int, demands: Demands) -> str:
             f'too little parallax: but for a rotation the points move by {result.parallax:.2f} '
             f'px, {needed:.2f} are needed where errors are {result.rms_after:.2f} px'
         )
-    if result.foretold_after > demands.max_error:
+    if result.foretold_after > criteria.max_error:
         return (
             f'the tracks contradict each other: what is foretold is off by '
-            f'{result.foretold_after:.2f} px, up to {demands.max_error:.2f} are accepted'
+            f'{result.foretold_after:.2f} px, up to {criteria.max_error:.2f} are accepted'
         )
     if not 1 - result.gain < _BETTER:
         return (
             f'it foretells no better: off by {result.foretold_after:.2f} px, before '
             f'{result.foretold_before:.2f} px'
         )
-    few = count_weakness(result.kept, demands.min_tracks, demands.min_per_frame)
+    few = count_degeneracy(result.kept, criteria.min_tracks, criteria.min_per_frame)
     return few and f'without outliers, {few}'
 
 

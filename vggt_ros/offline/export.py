@@ -26,11 +26,11 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.io.cloud_file import write_cloud
 from vggt_ros.io.colmap_model import ColmapModel, write_colmap
 from vggt_ros.io.trajectory_file import write_trajectory
+from vggt_ros.offline.atomic_write import atomic_path, atomic_writer
 from vggt_ros.offline.joined_map import JoinedMap, join_map, map_sizes
 from vggt_ros.offline.refine_map import refine_map
 from vggt_ros.offline.run import ABOUT
 from vggt_ros.offline.voxels import Cloud, VoxelCloud, voxel_keys
-from vggt_ros.offline.whole_files import writing, writing_to
 
 DESCRIPTION = 'reconstruction.json'
 UNTRAINED = 'the network is UNTRAINED: this shows that everything runs, its geometry means nothing'
@@ -78,24 +78,24 @@ def export(folder: Path, options: ExportOptions, counts: dict[str, Any]) -> Expo
     others = tuple(sorted(set(sizes) - {largest}))
     for other in others:
         joined = join_map(folder, other)
-        _write_map(folder / 'other_maps' / str(other), joined, make_cloud(joined, options))
+        _write_map(folder / 'other_maps' / str(other), joined, build_cloud(joined, options))
     joined = join_map(folder, largest)
     if options.refine:
         joined, refinement = refine_map(joined)
         logger.info('bundle adjustment: %s', refinement)
         counts = {**counts, 'refinement': str(refinement)}
-    cloud = make_cloud(joined, options)
+    cloud = build_cloud(joined, options)
     _write_map(folder, joined, cloud)
     write_colmap(folder / 'sparse' / '0', make_colmap_model(joined, cloud))
     _write_scene(folder / 'scene.glb', joined, cloud)
     about = json.loads((folder / ABOUT).read_text())
     description = _describe(folder, joined, cloud, about, {'other_maps': others, **counts})
-    with writing(folder / DESCRIPTION) as file:
+    with atomic_writer(folder / DESCRIPTION) as file:
         file.write(json.dumps(description, indent=1).encode())
     return Export(joined, cloud, others, description)
 
 
-def make_cloud(joined: JoinedMap, options: ExportOptions) -> Cloud:
+def build_cloud(joined: JoinedMap, options: ExportOptions) -> Cloud:
     """Gather the points of a map into voxels."""
     cloud: VoxelCloud | None = None
     for points in joined.points():
@@ -164,11 +164,11 @@ def make_colmap_model(joined: JoinedMap, cloud: Cloud) -> ColmapModel:
 
 def _write_map(folder: Path, joined: JoinedMap, cloud: Cloud) -> None:
     unit = f'unit: {joined.unit}; x right, y down, z forward from the first camera'
-    with writing_to(folder / 'cloud.ply') as path:
+    with atomic_path(folder / 'cloud.ply') as path:
         write_cloud(path, cloud.xyz, cloud.rgb, cloud.confidence, cloud.frame, (unit,))
     stamps = [frame.stamp_ns * 1e-9 for frame in joined.frames]
     poses = np.stack([frame.world_from_camera for frame in joined.frames])
-    with writing_to(folder / 'trajectory.tum') as path:
+    with atomic_path(folder / 'trajectory.tum') as path:
         write_trajectory(path, stamps, poses)
 
 
@@ -184,7 +184,7 @@ def _write_scene(path: Path, joined: JoinedMap, cloud: Cloud) -> None:
         way = trimesh.load_path(centres @ _GLB_FROM_WORLD)
         way.colors = np.tile([214, 39, 40, 255], (len(way.entities), 1))
         parts.append(way)
-    with writing(path) as file:
+    with atomic_writer(path) as file:
         file.write(trimesh.Scene(parts).export(file_type='glb'))
 
 

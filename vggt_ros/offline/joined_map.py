@@ -77,7 +77,7 @@ class JoinedMap:
     camera_frame: str
     unit: str  # 'm' or 'units of the network'
     factor: float  # metres in one unit of the map; 1 where that is unknown
-    started_because: str
+    map_start_reason: str
     world_from_window: dict[int, Sim3]
     files: tuple[Path, ...]  # of its records
 
@@ -157,14 +157,14 @@ def join_map(folder: Path, map_id: int) -> JoinedMap:
         camera_frame=newest.camera_frame,
         unit='m' if newest.factor_valid else 'units of the network',
         factor=newest.factor,
-        started_because=records[0].map_started_because,
+        map_start_reason=records[0].map_start_reason,
         world_from_window=world_from_window,
         files=tuple(files),
     )
 
 
 def _frames(record: Record, world_from_window: Sim3) -> Iterator[MapFrame]:
-    cameras = world_from_window.place(record.window_from_camera)
+    cameras = world_from_window.transform_poses(record.window_from_camera)
     for i, number in enumerate(record.ids.tolist()):
         yield MapFrame(
             number=number,

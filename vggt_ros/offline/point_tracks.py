@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.camera import transform_points
 from vggt_ros.geometry.poses import Array
+from vggt_ros.mapping.reconstruction import Reconstruction
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.offline.bundle_adjustment import refine
-from vggt_ros.offline.refinement import Demands, Refinement, Tracks
-from vggt_ros.preprocess import Batch
-from vggt_ros.reconstruct import Reconstruction
+from vggt_ros.offline.refinement import Criteria, Refinement, Tracks
 
 _CELLS = 8  # in each direction: queries are spread over so many parts of an image
 _SPACING = 2  # pixels between two queries, at least
@@ -34,7 +34,7 @@ _LEAST_CONFIDENT = 0.3  # share of the pixels of a frame that no query is put on
 Grey = npt.NDArray[np.uint8]
 
 
-class Tracker(Protocol):
+class TrackPredictor(Protocol):
     """What follows points; `VGGTNetwork` does."""
 
     def predict(
@@ -48,7 +48,7 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TrackSettings:
+class TrackingOptions:
     """How points are chosen and which tracks are kept."""
 
     queries: int = 500  # in all, at most
@@ -74,10 +74,10 @@ class Followed:
 
 
 def find_tracks(
-    network: Tracker,
+    network: TrackPredictor,
     images: torch.Tensor,
     confidence: Mapping[int, npt.NDArray[np.float32]],
-    settings: TrackSettings | None = None,
+    settings: TrackingOptions | None = None,
 ) -> Followed:
     """
     Follow confident, textured points through a window, in both directions.
@@ -90,7 +90,7 @@ def find_tracks(
     :returns: the tracks that came back from every other query frame that sees them, and from one
         at least; perhaps none.
     """
-    settings = settings or TrackSettings()
+    settings = settings or TrackingOptions()
     places = sorted(confidence)
     count = min(settings.query_frames, len(places))
     chosen = [places[i] for i in np.linspace(0, len(places) - 1, count).round().astype(int)]
@@ -120,11 +120,11 @@ def find_tracks(
 
 
 def refine_window(
-    network: Tracker,
+    network: TrackPredictor,
     batch: Batch,
     reconstruction: Reconstruction,
-    settings: TrackSettings | None = None,
-    demands: Demands | None = None,
+    settings: TrackingOptions | None = None,
+    criteria: Criteria | None = None,
 ) -> Refinement:
     """
     Refine the cameras of one window by the tracks that a network finds in its images.
@@ -141,7 +141,7 @@ def refine_window(
     cameras = reconstruction.window_from_camera, reconstruction.intrinsics
     points = lift(followed, reconstruction.depth, *cameras)
     index = np.array([frame.camera for frame in batch.frames])
-    return refine(*cameras, index, followed.tracks, points, demands)
+    return refine(*cameras, index, followed.tracks, points, criteria)
 
 
 def choose_queries(
@@ -214,7 +214,11 @@ def _grey(image: torch.Tensor) -> Grey:
 
 
 def _follow(
-    network: Tracker, images: torch.Tensor, place: int, queries: Array, min_visibility: float
+    network: TrackPredictor,
+    images: torch.Tensor,
+    place: int,
+    queries: Array,
+    min_visibility: float,
 ) -> Tracks:
     """Follow points (K, 2) of one frame to all others."""
     order = [place, *(i for i in range(len(images)) if i != place)]
@@ -240,12 +244,12 @@ def _side_by_side(parts: list[Tracks]) -> Tracks:
 
 
 def _came_back(
-    network: Tracker,
+    network: TrackPredictor,
     images: torch.Tensor,
     query_frames: list[int],
     tracks: Tracks,
     first: npt.NDArray[np.int64],
-    settings: TrackSettings,
+    settings: TrackingOptions,
 ) -> npt.NDArray[np.bool_]:
     """Say which tracks (K,) lead back to their query from all query frames that see them."""
     checked = np.zeros(len(first), np.bool_)

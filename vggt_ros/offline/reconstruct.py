@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vggt_ros.inference import VGGTNetwork
+from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
 from vggt_ros.offline.export import Export, ExportOptions, export
 from vggt_ros.offline.replay import write_bag
 from vggt_ros.offline.report import write_report
-from vggt_ros.offline.run import STATE, Progress, RunOptions, partial_folder, run
+from vggt_ros.offline.run import STATE, Progress, RunOptions, partial_folder, process_recording
 from vggt_ros.settings import Settings
 
 LARGEST_WINDOW = 512  # frames
@@ -45,7 +45,7 @@ class Reconstructed:
     resumed_at: int  # picture that it went on with; 0: it began
 
 
-def reconstruct(
+def reconstruct_recording(
     source: FrameSource,
     network: VGGTNetwork,
     settings: Settings,
@@ -73,7 +73,7 @@ def reconstruct(
     if options.restart and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    end = run(source, network, settings, options.run, folder, report, stop)
+    end = process_recording(source, network, settings, options.run, folder, report, stop)
     if not end.complete and not any((folder / 'windows').glob('*.npz')):
         return Reconstructed(folder, False, None, end.resumed_at)
     told = {name: end.counts.get(name, 0) for name in ('received', 'no_parallax', 'windows')}

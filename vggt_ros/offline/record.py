@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.offline.atomic_write import atomic_writer
 from vggt_ros.offline.refinement import Tracks
-from vggt_ros.offline.whole_files import writing
-from vggt_ros.scene_map import MapUpdate
 
 FOLDER = 'windows'
 STEPS = ('preprocess', 'inference', 'reconstruct', 'align')
@@ -33,7 +33,7 @@ class Record:
 
     window_id: int
     map_id: int
-    map_started_because: str
+    map_start_reason: str
     ids: npt.NDArray[np.int64]  # (S,), frame numbers
     is_new: npt.NDArray[np.bool_]  # (S,)
     stamps_ns: npt.NDArray[np.int64]  # (S,)
@@ -51,7 +51,7 @@ class Record:
     factor_valid: bool
     scale_source: str
     confidence: Array  # (S,), mean of each frame
-    residual: float  # of the alignment, share of the depth; 0 where a map starts
+    residual: float  # of the registration, share of the depth; 0 where a map starts
     inliers: float
     trusted: bool
     note: str
@@ -83,7 +83,7 @@ class Record:
         """Write the file; it is there as a whole or not at all."""
         path = folder / FOLDER / f'{self.window_id:06d}.npz'
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        with writing(path) as file:
+        with atomic_writer(path) as file:
             np.savez(file, **values)
         return path
 
@@ -131,7 +131,7 @@ def make_record(update: MapUpdate, depth_steps: Array, tracks: Tracks | None = N
     return Record(
         window_id=update.window_id,
         map_id=update.map_id,
-        map_started_because=update.map_started_because,
+        map_start_reason=update.map_start_reason,
         ids=np.array(batch.ids),
         is_new=np.array(update.is_new),
         stamps_ns=np.array([frame.stamp_ns for frame in batch.frames]),
@@ -141,17 +141,17 @@ def make_record(update: MapUpdate, depth_steps: Array, tracks: Tracks | None = N
         source_from_network=np.stack([image.source_from_network for image in batch.fitted]),
         network_size=np.array(geometry.image_size),
         source_size=np.array(batch.frames[-1].image.shape[:2]),
-        map_from_window=_pack(update.alignment.map_from_window),
+        map_from_window=_pack(update.registration.map_from_window),
         corrected=np.array(list(moved), np.int64),
         corrections=np.array([_pack(each) for each in moved.values()]).reshape(-1, 13),
         factor=update.metric.factor,
         factor_valid=update.metric.valid,
         scale_source=update.metric.source,
         confidence=update.confidence,
-        residual=0.0 if update.map_started_because else float(update.alignment.residual),
-        inliers=1.0 if update.map_started_because else float(update.alignment.inliers),
-        trusted=bool(update.map_started_because) or update.alignment.trusted,
-        note='' if update.map_started_because else update.alignment.note,
+        residual=0.0 if update.map_start_reason else float(update.registration.residual),
+        inliers=1.0 if update.map_start_reason else float(update.registration.inliers),
+        trusted=bool(update.map_start_reason) or update.registration.trusted,
+        note='' if update.map_start_reason else update.registration.note,
         seconds=np.array([update.seconds[step] for step in STEPS]),
         pixel_frame=np.repeat(
             np.array([batch.ids[i] for i in chosen], np.int64), [len(at) for at in chosen.values()]

@@ -28,7 +28,7 @@ class Tracks:
 
 
 @dataclass(frozen=True, slots=True)
-class Demands:
+class Criteria:
     """What is asked of tracks before they move a camera."""
 
     min_tracks: int = 20  # seen in two frames or more

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from vggt_ros.io.map_bag import MapBag
-from vggt_ros.offline.depth_pictures import read_depth
+from vggt_ros.offline.depth_images import read_depth_png
 from vggt_ros.offline.joined_map import JoinedMap
 
 
@@ -31,7 +31,7 @@ def write_bag(folder: Path, joined: JoinedMap, bag: Path) -> None:
                 path = folder / 'depth' / f'{frame.number:06d}.png'
                 if not frame.depth_step:
                     continue  # it became part of another map first
-                depth = read_depth(path, frame.depth_step)
+                depth = read_depth_png(path, frame.depth_step)
                 written.write_frame(
                     i,
                     joined.camera_frame,

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vggt_ros.evaluation.picture import without_outliers
+from vggt_ros.geometry.outliers import without_outliers
 from vggt_ros.io.images import read_image
-from vggt_ros.offline.depth_pictures import read_depth
+from vggt_ros.offline.atomic_write import atomic_writer
+from vggt_ros.offline.depth_images import read_depth_png
 from vggt_ros.offline.export import Export
 from vggt_ros.offline.joined_map import JoinedMap
 from vggt_ros.offline.record import STEPS
-from vggt_ros.offline.whole_files import writing
 
 REPORT = 'report.html'
 _PAIRS = 6  # pictures beside their depth
@@ -52,7 +52,7 @@ figure {{ margin: 0; }} figcaption {{ color: #555; font-size: .85rem; }}
 <p class="note">Near is red, far is blue; grey pixels are not trusted. All have the same scale.</p>
 <div class="pairs">{pairs}</div>
 <h2>Window by window</h2>
-<img alt="confidence, scale, alignment and time of each window" src="{curves}">
+<img alt="confidence, scale, registration and time of each window" src="{curves}">
 {left_out}
 <h2>Files</h2><table>{files}</table>
 </body></html>
@@ -87,7 +87,7 @@ def write_report(folder: Path, made: Export, unreadable: list[str]) -> None:
         left_out=_left_out(unreadable),
         files=_rows([(name, text) for name, text in _FILES if (folder / name).exists()]),
     )
-    with writing(folder / REPORT) as file:
+    with atomic_writer(folder / REPORT) as file:
         file.write(page.encode())
 
 
@@ -135,7 +135,7 @@ def _pairs(folder: Path, made: Export) -> list[str]:
     if not frames:
         return ['<p class="note">No pictures were kept.</p>']
     few = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, _PAIRS).astype(int))]
-    depths = [read_depth(folder / f['depth'], f['depth_step']) for f in few]
+    depths = [read_depth_png(folder / f['depth'], f['depth_step']) for f in few]
     seen = np.concatenate([depth[np.isfinite(depth)] for depth in depths])
     low, high = np.percentile(seen, (2, 98)) if len(seen) else (0.0, 1.0)
     pairs = []

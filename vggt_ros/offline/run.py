@@ -23,17 +23,17 @@ import numpy.typing as npt
 
 import vggt_ros
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Frame
-from vggt_ros.inference import Network, VGGTNetwork
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.preprocessor import PreprocessedImage
+from vggt_ros.inference.network import Network, VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
-from vggt_ros.offline.depth_pictures import write_depth, write_picture
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.reconstruction import PredictionError
+from vggt_ros.offline.atomic_write import PARTIAL, atomic_writer
+from vggt_ros.offline.depth_images import write_depth_png, write_picture
 from vggt_ros.offline.point_tracks import find_tracks
 from vggt_ros.offline.record import make_record, record_files
 from vggt_ros.offline.snapshot import load_snapshot, save_snapshot
-from vggt_ros.offline.whole_files import PARTIAL, writing
-from vggt_ros.preprocess import FittedImage
-from vggt_ros.reconstruct import PredictionError
-from vggt_ros.scene_map import MapUpdate
 from vggt_ros.settings import Settings
 
 ABOUT, STATE = 'run.json', 'state.pickle'
@@ -76,7 +76,7 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(output.name + PARTIAL)
 
 
-def run(
+def process_recording(
     source: FrameSource,
     network: VGGTNetwork,
     settings: Settings,
@@ -180,7 +180,7 @@ def _claim(
                 'on with it, or --restart'
             )
         return
-    with writing(path) as file:
+    with atomic_writer(path) as file:
         file.write(json.dumps(mine, indent=1).encode())
 
 
@@ -192,7 +192,7 @@ def _write(folder: Path, update: MapUpdate, network: VGGTNetwork, options: RunOp
             continue
         name = f'{update.batch.ids[i]:06d}'
         depth = update.depth(i) / np.float32(update.world_from_window.scale)
-        steps[i] = write_depth(folder / 'depth' / f'{name}.png', depth)
+        steps[i] = write_depth_png(folder / 'depth' / f'{name}.png', depth)
         if options.images:
             shown = as_pinhole(update.batch.frames[i], update.batch.fitted[i])
             quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
@@ -204,7 +204,7 @@ def _write(folder: Path, update: MapUpdate, network: VGGTNetwork, options: RunOp
     make_record(update, steps, tracks).save(folder)
 
 
-def as_pinhole(frame: Frame, fitted: FittedImage) -> npt.NDArray[np.uint8]:
+def as_pinhole(frame: Frame, fitted: PreprocessedImage) -> npt.NDArray[np.uint8]:
     """Give the picture (H, W, 3) whose pixels `source_from_network` speaks of."""
     if fitted.place is None:
         return frame.image

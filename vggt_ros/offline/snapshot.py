@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.inference import Network
-from vggt_ros.metric_scale import ScaleSource
-from vggt_ros.offline.whole_files import writing
+from vggt_ros.inference.network import Network
+from vggt_ros.mapping.metric_scale import ScaleSource
+from vggt_ros.offline.atomic_write import atomic_writer
 
 _SAFE = {
     ('collections', 'Counter'),
@@ -52,7 +52,7 @@ def save_snapshot(
 
     :param place: of the newest picture that the engine took.
     """
-    with writing(path) as file:
+    with atomic_writer(path) as file:
         _Pickler(file, network, scale).dump({'place': place, 'engine': engine.state()})
 
 

@@ -21,7 +21,7 @@ _TRIMMED = 3  # times the median error beyond which a pair of pixels does not tu
 _THINNEST = 0.02  # rad; what is seen within a strip of this deviation may be on one line
 
 
-def count_weakness(used: Mask, min_tracks: int, min_per_frame: int) -> str:
+def count_degeneracy(used: Mask, min_tracks: int, min_per_frame: int) -> str:
     """
     Say whether there are too few tracks or frames are not connected by them.
 
@@ -60,7 +60,7 @@ def _unconnected(used: Mask, shared: int) -> list[int]:
     return apart
 
 
-def line_weakness(pixels: Array, intrinsics: Array, used: Mask) -> str:
+def collinear_degeneracy(pixels: Array, intrinsics: Array, used: Mask) -> str:
     """
     Say whether all points may lie on one line, about which a camera can turn unseen.
 

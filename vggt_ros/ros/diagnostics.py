@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from vggt_ros.inference import Network
-from vggt_ros.scene_map import MapUpdate
+from vggt_ros.inference.network import Network
+from vggt_ros.mapping.map_update import MapUpdate
 
 _SILENCE = 5.0  # seconds without an image, or without output, that deserve a warning
 _MEBIBYTE = 1024 * 1024
@@ -44,12 +44,12 @@ class Diagnostics:
         self._received = 0
         self._last_image = time.monotonic()
 
-    def note_output(self, update: MapUpdate, arrived: float) -> None:
+    def record_output(self, update: MapUpdate, arrived: float) -> None:
         """Remember an update that was published; called in the worker's thread."""
         now = time.monotonic()
         self._output = Output(now, now - arrived, update)
 
-    def note_error(self, sentence: str) -> None:
+    def record_error(self, sentence: str) -> None:
         """Remember a failure; called in the worker's thread."""
         self._last_error = (time.monotonic(), sentence)
 
@@ -137,14 +137,14 @@ def _describe_output(output: Output | None) -> dict[str, object]:
     update = output.update
     return {
         'map_id': update.map_id,
-        'map_started_because': update.map_started_because,
+        'map_start_reason': update.map_start_reason,
         'scale': update.metric.factor,
         'scale_source': update.metric.source,
         'scale_valid': update.metric.valid,
         'scale_spread': update.metric.spread,
         'scale_age_seconds': update.metric.age,
-        'alignment_residual': update.alignment.residual,
-        'alignment_parallax': update.alignment.parallax,
+        'registration_residual': update.registration.residual,
+        'registration_parallax': update.registration.parallax,
         'latency_seconds': output.latency,
         'output_age_seconds': time.monotonic() - output.published,
         **{f'{step}_seconds': seconds for step, seconds in update.seconds.items()},

@@ -16,7 +16,7 @@ from typing import Any
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from vggt_ros.frames import Calibration, Frame
+from vggt_ros.frames.frame import Calibration, Frame
 from vggt_ros.io.message_reading import (
     ImageError,
     check_compressed,

@@ -30,11 +30,11 @@ from tf2_msgs.msg import TFMessage
 from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.poses import Array
 from vggt_ros.io.scale_messages import Complain
+from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.ros.messages import make_header, make_poses
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.robot_frames import RobotFrames
 from vggt_ros.ros.transforms import TF_QOS
-from vggt_ros.scene_map import MapUpdate
 
 _PERIOD = 0.05  # s
 _AHEAD_NS = 100_000_000  # as the transform_tolerance of amcl
@@ -86,7 +86,7 @@ class MapToOdom:
 
         :param arrived: when its newest image came, `time.monotonic()`.
         """
-        if update.map_started_because:
+        if update.map_start_reason:
             self._map_began_ns = update.batch.frames[update.is_new.index(True)].stamp_ns
         odom_from_camera = self._look_up(update)
         if odom_from_camera is None:

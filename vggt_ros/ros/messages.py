@@ -21,9 +21,9 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from vggt_ros.geometry.rotation import quaternion_from_matrix
+from vggt_ros.mapping.map_update import MapUpdate, PointCloud
+from vggt_ros.mapping.point_tracker import PointTracks
 from vggt_ros.msg import Tracks, WindowReport
-from vggt_ros.scene_map import MapUpdate, PointCloud
-from vggt_ros.track_keeper import PointTracks
 
 _SECOND_NS = 1_000_000_000
 _UNKNOWN = -1.0  # in covariance[0]: nothing is known of the accuracy, as sensor_msgs/Imu has it
@@ -121,7 +121,7 @@ def make_camera_info(
     )
 
 
-def make_cloud(header: Header, cloud: PointCloud) -> PointCloud2:
+def make_cloud_message(header: Header, cloud: PointCloud) -> PointCloud2:
     """Turn N coloured points into a cloud with the fields x, y, z, rgb, confidence."""
     points = np.empty(len(cloud.xyz), _POINT)
     points['x'], points['y'], points['z'] = cloud.xyz.T
@@ -146,14 +146,14 @@ def make_window_report(
 ) -> WindowReport:
     """Say everything about one window; see msg/WindowReport.msg."""
     frames = update.batch.frames
-    geometry, alignment = update.reconstruction, update.alignment
+    geometry, registration = update.reconstruction, update.registration
     height, width = geometry.image_size
-    starts = bool(update.map_started_because)  # then there is nothing to be aligned with
+    starts = bool(update.map_start_reason)  # then there is nothing to be aligned with
     return WindowReport(
         header=make_header(world_frame, frames[-1].stamp_ns),
         window_id=update.window_id,
         map_id=update.map_id,
-        map_started_because=update.map_started_because,
+        map_start_reason=update.map_start_reason,
         stamps=[time_from_ns(frame.stamp_ns) for frame in frames],
         frame_ids=list(update.batch.ids),
         is_new=list(update.is_new),
@@ -168,11 +168,11 @@ def make_window_report(
         scale_valid=update.metric.valid,
         scale_spread=float(update.metric.spread),
         scale_age=float(update.metric.age),
-        aligned=starts or alignment.trusted,
-        alignment_note='' if starts else alignment.note,
-        alignment_residual=0.0 if starts else float(alignment.residual),
-        alignment_inliers=1.0 if starts else float(alignment.inliers),
-        overlap=alignment.shared,
+        aligned=starts or registration.trusted,
+        rejection_reason='' if starts else registration.note,
+        registration_residual=0.0 if starts else float(registration.residual),
+        registration_inliers=1.0 if starts else float(registration.inliers),
+        overlap=registration.shared,
         loop_closed=update.closure is not None,
         loop_window_id=0 if update.closure is None else update.closure.with_window,
         frames_dropped=update.skipped,
@@ -181,7 +181,7 @@ def make_window_report(
         preprocess_seconds=update.seconds['preprocess'],
         inference_seconds=update.seconds['inference'],
         reconstruct_seconds=update.seconds['reconstruct'],
-        alignment_seconds=update.seconds['align'],
+        registration_seconds=update.seconds['align'],
         total_seconds=total_seconds,
     )
 

@@ -34,7 +34,7 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.inference import Network, load_network
+from vggt_ros.inference.network import Network, load_network
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.ros.log import RosLogHandler
 from vggt_ros.ros.map_to_odom import MapToOdom

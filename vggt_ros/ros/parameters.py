@@ -171,7 +171,7 @@ class Parameters:
         return Settings.from_flat(values), NodeSettings(**own)
 
     def _declare(self, entry: Field[Any]) -> None:
-        descriptor = describe(entry)
+        descriptor = parameter_descriptor(entry)
         try:
             self._node.declare_parameter(entry.name, entry.default, descriptor)
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
@@ -202,7 +202,7 @@ class Parameters:
         return ''
 
 
-def describe(entry: Field[Any]) -> ParameterDescriptor:
+def parameter_descriptor(entry: Field[Any]) -> ParameterDescriptor:
     """Turn a setting into the descriptor of its parameter."""
     descriptor = ParameterDescriptor(description=entry.metadata['description'])
     low, high = entry.metadata['low'], entry.metadata['high']

@@ -14,9 +14,11 @@ from typing import Any
 from std_srvs.srv import Trigger
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Frame
-from vggt_ros.inference import Network
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.synchronizer import Synchronizer
+from vggt_ros.inference.network import Network
 from vggt_ros.io.message_reading import ImageError
+from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.ros.diagnostics import Diagnostics
 from vggt_ros.ros.intake import ImageIntake
 from vggt_ros.ros.log import RateLimitedLog
@@ -26,11 +28,9 @@ from vggt_ros.ros.publish import MapPublishers
 from vggt_ros.ros.robot_frames import RobotFrames
 from vggt_ros.ros.scale_inputs import ScaleInputs
 from vggt_ros.ros.transforms import CameraTransforms
-from vggt_ros.ros.worker import InferenceWorker, ReceivedImage, ReceivedMoment
-from vggt_ros.scene_map import MapUpdate
-from vggt_ros.synchronise import Synchroniser
+from vggt_ros.ros.worker import InferenceWorker, ReceivedFrameSet, ReceivedImage
 
-_COUNTED_BEFORE = ('received', 'thinned')  # the engine counts again what is counted here
+_COUNTED_BEFORE = ('received', 'dropped')  # the engine counts again what is counted here
 
 
 class Pipeline:
@@ -105,31 +105,35 @@ class Pipeline:
         """
         return self._worker.stop(timeout)
 
-    def _make_synchroniser(self, settings: NodeSettings) -> Synchroniser[ReceivedImage]:
+    def _make_synchroniser(self, settings: NodeSettings) -> Synchronizer[ReceivedImage]:
         topics = [images for images, _ in settings.camera_topics]
 
-        def say_silent(camera: int, seconds: float) -> None:
+        def report_silent(camera: int, seconds: float) -> None:
             self._complain_counted(
                 'silent_camera',
                 f"no image on '{topics[camera]}' for {seconds:.1f} s: the other cameras go on",
             )
 
-        def say_unmatched(camera: int) -> None:
+        def report_unmatched(camera: int) -> None:
             self._complain_counted(
                 'unmatched_image',
                 f"an image on '{topics[camera]}' is left out: no other camera has one within "
                 f'{settings.sync_slop} s of it (sync_slop)',
             )
 
-        return Synchroniser(
-            len(topics), settings.sync_slop, settings.camera_timeout, say_silent, say_unmatched
+        return Synchronizer(
+            len(topics),
+            settings.sync_slop,
+            settings.camera_timeout,
+            report_silent,
+            report_unmatched,
         )
 
     def _offer(self, image: ReceivedImage) -> None:
         for moment in self._synchroniser.add(image.camera, image):
-            self._worker.offer(ReceivedMoment(tuple(moment.values())))
+            self._worker.offer(ReceivedFrameSet(tuple(moment.values())))
 
-    def _decode(self, moment: ReceivedMoment) -> list[Frame]:
+    def _decode(self, moment: ReceivedFrameSet) -> list[Frame]:
         """
         Decode what can be decoded.
 
@@ -149,15 +153,15 @@ class Pipeline:
             raise bad[0]
         return frames
 
-    def _publish(self, update: MapUpdate, newest: ReceivedMoment) -> None:
+    def _publish(self, update: MapUpdate, newest: ReceivedFrameSet) -> None:
         poses = self._publishers.publish(update, newest.arrived)
         self._transforms.publish(update.batch.frames, poses)
         if self._map_to_odom is not None:
             self._map_to_odom.update(update, newest.arrived)
-        self._diagnostics.note_output(update, newest.arrived)
+        self._diagnostics.record_output(update, newest.arrived)
 
     def _complain(self, kind: str, sentence: str) -> None:
-        self._diagnostics.note_error(sentence)
+        self._diagnostics.record_error(sentence)
         self._log.warn(kind, sentence)
 
     def _complain_counted(self, kind: str, sentence: str) -> None:

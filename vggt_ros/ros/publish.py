@@ -24,10 +24,11 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.msg import Tracks, WindowReport
 from vggt_ros.ros.messages import (
     make_camera_info,
-    make_cloud,
+    make_cloud_message,
     make_float_image,
     make_header,
     make_odometry,
@@ -36,7 +37,6 @@ from vggt_ros.ros.messages import (
     make_window_report,
 )
 from vggt_ros.ros.parameters import NodeSettings
-from vggt_ros.scene_map import MapUpdate
 
 TOPICS: dict[str, Any] = {
     '~/poses': PoseArray,
@@ -132,7 +132,7 @@ class MapPublishers:
             height, width = geometry.image_size
             publisher.publish(make_camera_info(in_image, geometry.intrinsics[i], height, width))
         if publisher := self._heard('~/points'):
-            publisher.publish(make_cloud(in_world, update.points(i)))
+            publisher.publish(make_cloud_message(in_world, update.points(i)))
         if frame.camera == 0 and (publisher := self._heard('~/odometry')):
             child = self._settings.camera_frame_prefix
             known = update.covariance
@@ -145,7 +145,7 @@ class MapPublishers:
         header = make_header(world_frame, frames[-1].stamp_ns)
         if publisher := self._heard('~/poses'):
             publisher.publish(PoseArray(header=header, poses=poses))
-        if update.map_started_because:
+        if update.map_start_reason:
             self._path.clear()
         if update.closure is not None:
             self._correct_path(update.closure.corrections)
@@ -156,7 +156,7 @@ class MapPublishers:
                 PoseStamped(header=make_header(world_frame, frame.stamp_ns), pose=pose),
             )
             for frame, pose, is_new in zip(frames, poses, update.is_new)
-            if frame.camera == 0 and (is_new or update.map_started_because)
+            if frame.camera == 0 and (is_new or update.map_start_reason)
         )
         if publisher := self._heard('~/path'):
             publisher.publish(Path(header=header, poses=[pose for _, pose in self._path]))
@@ -172,7 +172,9 @@ class MapPublishers:
         for window, there in self._path:
             moved = metric @ corrections[window] @ metric.inverse()
             told = pose_from_message(there.pose.position, there.pose.orientation)
-            there.pose = make_poses(moved.place(matrices_from_poses(np.array([told]))))[0]
+            there.pose = make_poses(moved.transform_poses(matrices_from_poses(np.array([told]))))[
+                0
+            ]
 
     def _rescale_path(self, factor: float) -> None:
         """Bring the poses that are there to what a metre is known to be now."""

@@ -15,7 +15,7 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import Image
 
 from vggt_ros.io.scale_messages import Complain, ScaleMessages
-from vggt_ros.metric_scale import ScaleSource
+from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import make_qos
 from vggt_ros.ros.robot_frames import RobotFrames

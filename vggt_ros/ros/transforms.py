@@ -16,7 +16,7 @@ from geometry_msgs.msg import Pose, TransformStamped, Vector3
 from rclpy.qos import QoSProfile
 from tf2_msgs.msg import TFMessage
 
-from vggt_ros.frames import Frame
+from vggt_ros.frames.frame import Frame
 from vggt_ros.ros.log import RateLimitedLog
 from vggt_ros.ros.messages import make_header
 from vggt_ros.ros.parameters import NodeSettings

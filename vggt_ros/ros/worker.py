@@ -4,8 +4,8 @@ The thread that thinks, so that the executor never waits for the network.
 
 Images wait as messages in a short buffer; the thread decodes one, hands it to the engine and
 publishes what comes out. While none waits, the engine works ahead. If images come faster than
-windows are computed, the buffer is thinned: the image goes whose absence leaves the others most
-evenly spread in time. The engine is told the stamps of those left out. Only images are thinned,
+windows are computed, the buffer is dropped: the image goes whose absence leaves the others most
+evenly spread in time. The engine is told the stamps of those left out. Only images are dropped,
 never windows: a window, once complete, is computed.
 
 This is the one place of the node that catches failures: each is logged once, counted, and the
@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vggt_ros.engine import StreamingEngine
-from vggt_ros.frames import Calibration, Frame
+from vggt_ros.frames.frame import Calibration, Frame
 from vggt_ros.io.message_reading import ImageError
-from vggt_ros.reconstruct import PredictionError
-from vggt_ros.scene_map import MapUpdate
+from vggt_ros.mapping.map_update import MapUpdate
+from vggt_ros.mapping.reconstruction import PredictionError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ReceivedImage:
 
 
 @dataclass(frozen=True)
-class ReceivedMoment:
+class ReceivedFrameSet:
     """Images that several cameras took together, or one alone."""
 
     images: tuple[ReceivedImage, ...]
@@ -64,8 +64,8 @@ class InferenceWorker:
     def __init__(
         self,
         engine: StreamingEngine,
-        decode: Callable[[ReceivedMoment], Sequence[Frame]],
-        publish: Callable[[MapUpdate, ReceivedMoment], None],
+        decode: Callable[[ReceivedFrameSet], Sequence[Frame]],
+        publish: Callable[[MapUpdate, ReceivedFrameSet], None],
         capacity: int,
         counts: Counter[str],
         complain: Callable[[str, str], None],
@@ -86,8 +86,8 @@ class InferenceWorker:
         self._publish = publish
         self._complain = complain
         self._capacity = capacity
-        self._waiting: list[ReceivedMoment] = []
-        self._left_out: list[ReceivedMoment] = []  # until one that came later is taken
+        self._waiting: list[ReceivedFrameSet] = []
+        self._left_out: list[ReceivedFrameSet] = []  # until one that came later is taken
         self._unseen_ns: list[int] = []  # left out before an image that could not be decoded
         self._last_taken_ns: int | None = None
         self._reset_reason = ''
@@ -117,7 +117,7 @@ class InferenceWorker:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def offer(self, moment: ReceivedMoment) -> None:
+    def offer(self, moment: ReceivedFrameSet) -> None:
         """Take images; returns at once."""
         with self._changed:
             self._waiting.append(moment)
@@ -126,7 +126,7 @@ class InferenceWorker:
                 self._left_out.append(
                     self._waiting.pop(choose_left_out(self._last_taken_ns, stamps))
                 )
-                self._counts['thinned'] += 1
+                self._counts['dropped'] += 1
             self._changed.notify()
 
     def reset(self, reason: str) -> None:
@@ -149,7 +149,7 @@ class InferenceWorker:
             self._process(moment, skipped_ns)
             self.engine_counts = self._engine.counts
 
-    def _take(self) -> tuple[ReceivedMoment, list[int], str]:
+    def _take(self) -> tuple[ReceivedFrameSet, list[int], str]:
         moment = self._waiting.pop(0)
         self._last_taken_ns = moment.stamp_ns
         earlier = [other for other in self._left_out if other.arrived < moment.arrived]
@@ -158,7 +158,7 @@ class InferenceWorker:
         reset_reason, self._reset_reason = self._reset_reason, ''
         return moment, [other.stamp_ns for other in earlier], reset_reason
 
-    def _process(self, moment: ReceivedMoment, skipped_ns: list[int]) -> None:
+    def _process(self, moment: ReceivedFrameSet, skipped_ns: list[int]) -> None:
         try:
             update = self._engine.add(self._decode(moment), self._unseen_ns + skipped_ns)
             self._unseen_ns = []

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recording mapped and compared with its truth."""
+
+import math
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from evo.core import sync
+from evo.core.metrics import APE, RPE, PoseRelation, StatisticsType, Unit
+from evo.tools import file_interface
+
+from vggt_ros.cli import evaluate
+from vggt_ros.geometry.camera import encode_pose, invert_rigid
+from vggt_ros.geometry.rotation import matrix_from_quaternion, nearest_rotation
+from vggt_ros.io.rgbd import RgbdFrame
+from vggt_ros.io.trajectory_file import write_trajectory
+from vggt_ros.lab.evaluation.recording import compare_clouds, evaluate_recording
+from vggt_ros.lab.evaluation.trajectory import compare_paths, relative_errors
+from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.lab.synthetic.render import render
+from vggt_ros.lab.synthetic.scene import SyntheticScene
+from vggt_ros.model.prediction import Prediction
+from vggt_ros.settings import Settings
+
+FRAMES, HEIGHT, WIDTH = 14, 42, 56
+MATRIX = torch.tensor([[45.0, 0, 28], [0, 45, 21], [0, 0, 1]])
+SETTINGS = Settings.from_flat({'window_size': 6, 'window_stride': 4, 'min_parallax': 0.0})
+
+
+class RoomRecording:
+    """What a camera sees of a room, as a recording."""
+
+    name = 'room'
+
+    def __init__(self):
+        self.poses = smooth_path(FRAMES, seed=3)
+        matrices = MATRIX.expand(FRAMES, 3, 3)
+        self.images, self.depth = render(
+            SyntheticScene.room(5), self.poses, matrices, HEIGHT, WIDTH
+        )
+
+    def __len__(self):
+        return FRAMES
+
+    def frame(self, index):
+        return RgbdFrame(
+            stamp=5 + index / 10,
+            image=self.images[index].numpy(),
+            depth=self.depth[index].numpy(),
+            world_from_camera=self.poses[index].double().numpy(),
+            intrinsics=MATRIX.double().numpy(),
+        )
+
+
+class Knowing:
+    """A network that knows the recording, in a unit of its own that grows with each window."""
+
+    name, trained, device, precision, image_width = 'knowing', True, 'cpu', 'float32', WIDTH
+    tracks_trained = False
+
+    def __init__(self, recording, growth=0.0):
+        self.recording, self.growth = recording, growth
+
+    def prepare(self, settings):
+        return settings
+
+    def __call__(self, batch, heads):  # noqa: ARG002 - what a network is asked for
+        dense = [round((batch.frames[i].stamp_ns * 1e-9 - 5) * 10) for i in batch.depth_indices]
+        numbers = [round((frame.stamp_ns * 1e-9 - 5) * 10) for frame in batch.frames]
+        unit = 0.5 * (1 + self.growth * batch.window_id)
+        poses = self.recording.poses[numbers].double()
+        poses = torch.linalg.inv(poses[0]) @ poses
+        poses[:, :3, 3] *= unit
+        matrices = MATRIX.double().expand(len(numbers), 3, 3)
+        encodings = encode_pose(invert_rigid(poses), matrices, HEIGHT, WIDTH)
+        return Prediction(
+            pose_encodings=[encodings[None]],
+            depth=unit * self.recording.depth[dense][None],
+            depth_confidence=torch.full((1, len(dense), HEIGHT, WIDTH), 2.0),
+        )
+
+
+@pytest.fixture(scope='module')
+def recording():
+    return RoomRecording()
+
+
+def test_what_knows_the_truth_makes_no_error(recording):
+    way = evaluate_recording(Knowing(recording, growth=0.1), recording, SETTINGS)
+    found = way.figures
+    assert (found['maps'], found['frames']) == (1, FRAMES)
+    assert found['ate_percent'] < 0.01 and found['rotation_deg'] < 0.05
+    assert found['rpe_m'] < 1e-4 and found['rpe_deg'] < 0.05
+    # The distance between neighbouring samples of two clouds that are the same surface.
+    assert found['cloud_accuracy_m'] < 0.03 and found['cloud_completeness_m'] < 0.03
+    assert found['absrel'] < 1e-3 and found['delta1'] == 1
+    assert found['scale_drift_percent'] < 0.1  # the registration takes the growth out
+
+
+def test_clouds_are_compared_in_both_directions():
+    truth = np.array([[0.0, 0, 0], [1, 0, 0]])
+    assert compare_clouds(truth, np.array([[0.0, 0.1, 0]])) == pytest.approx(
+        (0.1, (0.1 + math.hypot(1, 0.1)) / 2)
+    )
+
+
+def test_every_other_frame_and_no_more_than_asked(recording):
+    way = evaluate_recording(Knowing(recording), recording, SETTINGS, step=2, frames=6)
+    assert way.stamps == pytest.approx(5 + 0.2 * np.arange(6))
+
+
+def test_a_recording_that_is_too_short_is_refused(recording):
+    with pytest.raises(ValueError, match='room: there is no map'):
+        evaluate_recording(Knowing(recording), recording, SETTINGS, frames=3)
+
+
+def test_the_command_writes_paths_that_others_read(recording, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, 'open_recording', lambda path: recording)  # noqa: ARG005
+    monkeypatch.setattr(evaluate, 'load', lambda asked: Knowing(recording))  # noqa: ARG005
+    monkeypatch.setattr(evaluate.Settings, 'from_flat', lambda asked: SETTINGS)  # noqa: ARG005
+    arguments = ['--recording', 'room', '--output', str(tmp_path), '--json', str(tmp_path / 'f')]
+    monkeypatch.setattr(sys, 'argv', ['evaluate', *arguments])
+    evaluate.main()
+    assert 'ate_percent' in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / 'path.png')).shape[1] == 1500
+    truth = file_interface.read_tum_trajectory_file(tmp_path / 'truth.tum')
+    assert truth.timestamps == pytest.approx(5 + np.arange(FRAMES) / 10)
+    assert np.allclose(truth.poses_se3, recording.poses, atol=1e-6)
+
+
+def test_errors_are_those_of_evo(tmp_path):
+    random = np.random.default_rng(0)
+    truth = smooth_path(50, seed=1).double().numpy()
+    turns = nearest_rotation(torch.from_numpy(truth[:, :3, :3]))  # they were single precision
+    truth[:, :3, :3] = turns.numpy()
+    estimate = truth.copy()
+    quaternions = np.concatenate([0.05 * random.normal(size=(50, 3)), np.ones((50, 1))], axis=1)
+    estimate[:, :3, :3] @= matrix_from_quaternion(torch.from_numpy(quaternions)).numpy()
+    estimate[:, :3, 3] = 3 * estimate[:, :3, 3] + random.normal(scale=0.05, size=(50, 3))
+    for name, poses in (('truth', truth), ('estimate', estimate)):
+        write_trajectory(tmp_path / name, list(np.arange(50.0)), poses)
+    pair = sync.associate_trajectories(
+        *(file_interface.read_tum_trajectory_file(tmp_path / n) for n in ('truth', 'estimate'))
+    )
+    pair[1].align(pair[0], correct_scale=True)
+    absolute = APE(PoseRelation.translation_part)
+    absolute.process_data(pair)
+    errors = compare_paths(truth, estimate)
+    rms = absolute.get_statistic(StatisticsType.rmse)
+    assert errors.position_rms == pytest.approx(rms, abs=1e-9)
+    fitted = errors.truth_from_estimate.transform_poses(estimate)
+    moved, turned = relative_errors(truth, fitted)
+    for ours, relation in (
+        (moved, PoseRelation.translation_part),
+        (turned, PoseRelation.rotation_angle_rad),
+    ):
+        relative = RPE(relation, delta=1, delta_unit=Unit.frames)
+        relative.process_data(pair)
+        np.testing.assert_allclose(ours, relative.error, rtol=0, atol=1e-9)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames make a window, which are left out, and where a stream breaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vggt_ros.frames.frame import Frame
+from vggt_ros.frames.sliding_window import SlidingWindow, Window
+from vggt_ros.settings import WindowSettings
+
+SECOND = 1_000_000_000
+NOISE = np.random.default_rng(0).integers(0, 255, (30, 90, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def frame(seconds: float, shift: int = 0, size: tuple[int, int] = (240, 320)) -> Frame:
+    """A view of a noise wall, moved to the side by some pixels."""
+    height, width = size
+    image = np.ascontiguousarray(NOISE[:height, shift : shift + width])
+    return Frame(image, round(seconds * SECOND), 'camera')
+
+
+def windows_of(sliding: SlidingWindow, frames: list[Frame]) -> list[Window]:
+    return [window for f in frames if (window := sliding.add(f)) is not None]
+
+
+def every_frame(size: int = 4, stride: int = 2) -> SlidingWindow:
+    return SlidingWindow(WindowSettings(size, stride, min_parallax=0.0))
+
+
+def test_windows_overlap_by_size_minus_stride() -> None:
+    windows = windows_of(every_frame(), [frame(0.1 * i) for i in range(9)])
+    assert [w.ids for w in windows] == [(0, 1, 2, 3), (2, 3, 4, 5), (4, 5, 6, 7)]
+    assert [w.window_id for w in windows] == [0, 1, 2]
+    assert [w.starts_map for w in windows] == ['first window', '', '']
+
+
+def test_an_anchor_stays_first_for_some_windows_and_the_oldest_frame_follows_it() -> None:
+    sliding = SlidingWindow(WindowSettings(4, 1, anchor_windows=3, min_parallax=0.0))
+    windows = windows_of(sliding, [frame(0.1 * i) for i in range(9)])
+    began = [(0, 1, 2, 3), (0, 2, 3, 4), (0, 3, 4, 5), (3, 4, 5, 6), (3, 5, 6, 7), (3, 6, 7, 8)]
+    assert [w.ids for w in windows] == began
+    assert [w.anchor for w in windows] == [(0,)] * 3 + [(3,)] * 3
+    sliding.reset('a test')
+    windows = windows_of(sliding, [frame(10 + 0.1 * i) for i in range(4)])
+    assert [w.ids for w in windows] == [(9, 10, 11, 12)]
+
+
+def test_a_standing_camera_fills_no_window() -> None:
+    sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
+    assert windows_of(sliding, [frame(0.1 * i) for i in range(10)]) == []
+    assert sliding.counts['no_parallax'] == 9
+    window = sliding.add(frame(1.0, shift=20))
+    assert window is not None
+    assert window.skipped == 9
+
+
+def test_parallax_is_measured_from_the_last_frame_taken() -> None:
+    sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
+    windows = windows_of(sliding, [frame(0.1 * i, shift=2 * i) for i in range(13)])
+    stamps = [w.frames[-1].stamp_ns * 1e-8 for w in windows]
+    assert stamps == pytest.approx([4, 8, 12], abs=1)  # 6.4 of 320 pixels: every 4th frame
+
+
+def test_a_standing_camera_before_a_bare_wall_fills_no_window() -> None:
+    sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
+    bare = np.full((240, 320, 3), 128, np.uint8)
+    assert windows_of(sliding, [Frame(bare, i, 'camera') for i in range(5)]) == []
+
+
+def test_a_duplicate_stamp_is_dropped_and_counted() -> None:
+    sliding = every_frame()
+    frames = [frame(0.1 * i) for i in (0, 1, 1, 2, 2, 3)]
+    (window,) = windows_of(sliding, frames)
+    assert window.ids == (0, 1, 2, 3)
+    assert window.skipped == 2
+    assert sliding.counts['duplicate_stamp'] == 2
+
+
+@pytest.mark.parametrize(
+    ('breaking', 'reason'),
+    [
+        (frame(0.05), 'stamps ran backwards by 0.350 s'),
+        (frame(9.0), 'stamps jumped forwards by 8.600 s'),
+        (frame(0.5, size=(120, 160)), 'images changed from 320x240 to 160x120 pixels'),
+        (Frame(frame(0).image, SECOND // 2, 'other'), "camera frame changed from 'camera' to "),
+    ],
+)
+def test_a_break_in_the_stream_starts_a_new_map(breaking: Frame, reason: str) -> None:
+    sliding = every_frame()
+    windows_of(sliding, [frame(0.1 * i) for i in range(5)])
+    after = [breaking]
+    for i in range(1, 4):
+        stamp = breaking.stamp_ns + i * SECOND // 10
+        after.append(Frame(breaking.image, stamp, breaking.camera_frame))
+    (window,) = windows_of(sliding, after)
+    assert window.starts_map.startswith(reason)
+    assert window.frames == tuple(after)
+
+
+def test_thinned_images_bridge_a_gap_and_are_counted() -> None:
+    sliding = every_frame()
+    sliding.add(frame(0.0))
+    between = [round(SECOND * t) for t in (3.0, 6.0, 9.0)]
+    for i in range(3):
+        window = sliding.add(frame(10.0 + i), between if i == 0 else ())
+    assert window is not None
+    assert window.starts_map == 'first window'
+    assert window.skipped == 3
+    assert sliding.counts['received'] == 7
+
+
+def test_a_jump_among_thinned_images_is_seen() -> None:
+    sliding = every_frame(2, 1)
+    windows_of(sliding, [frame(0.0), frame(1.0)])
+    sliding.add(frame(12.0), [11 * SECOND])
+    window = sliding.add(frame(13.0))
+    assert window is not None
+    assert window.starts_map == 'stamps jumped forwards by 10.000 s'
+
+
+def test_reset_starts_a_map_with_new_frames_only() -> None:
+    sliding = every_frame()
+    windows_of(sliding, [frame(0.1 * i) for i in range(5)])
+    sliding.reset('asked for')
+    (window,) = windows_of(sliding, [frame(0.5 + 0.1 * i) for i in range(4)])
+    assert window.starts_map == 'asked for'
+    assert window.ids == (5, 6, 7, 8)
+
+
+def test_smaller_windows_go_on_with_the_newest_frames() -> None:
+    sliding = every_frame(8, 6)
+    windows_of(sliding, [frame(0.1 * i) for i in range(8)])
+    sliding.shrink(4)
+    (window,) = windows_of(sliding, [frame(0.8 + 0.1 * i) for i in range(3)])
+    assert window.ids == (7, 8, 9, 10)
+    assert window.starts_map == ''
+
+
+def both(seconds: float, shifts: tuple[int, int] = (0, 0), right: bool = True) -> list[Frame]:
+    """What two cameras see, which stand before noise walls of their own sizes."""
+    left, other = frame(seconds, shifts[0]), frame(seconds + 0.01, shifts[1], size=(200, 200))
+    return [left, replace(other, camera_frame='right', camera=1)] if right else [left]
+
+
+def test_frames_of_several_cameras_stay_together() -> None:
+    sliding = every_frame(size=2, stride=1)
+    assert sliding.add(both(0.0)) is None
+    first = sliding.add(both(0.1))
+    alone = sliding.add(both(0.2, right=False))
+    assert first is not None and alone is not None
+    assert first.ids == (0, 1, 2, 3) and [f.camera for f in first.frames] == [0, 1, 0, 1]
+    assert alone.ids == (2, 3, 4) and alone.starts_map == ''
+    again = sliding.add(both(0.3))
+    assert again is not None and again.ids == (4, 5, 6) and again.starts_map == ''
+
+
+def test_a_moment_counts_where_any_camera_has_moved() -> None:
+    sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
+    assert sliding.add(both(0.0)) is None
+    assert sliding.add(both(0.1)) is None and sliding.counts['no_parallax'] == 1
+    assert sliding.add(both(0.2, shifts=(0, 20))) is not None
+
+
+def test_a_change_of_one_camera_breaks_the_stream() -> None:
+    sliding = every_frame(size=2, stride=1)
+    sliding.add(both(0.0)), sliding.add(both(0.1))
+    small = replace(frame(0.2, size=(100, 100)), camera_frame='right', camera=1)
+    sliding.add([frame(0.2), small])
+    window = sliding.add([frame(0.3), replace(small, stamp_ns=3 * 10**8)])
+    assert window is not None
+    assert window.starts_map == 'images changed from 200x200 to 100x100 pixels'
+
+
+def test_fewer_frames_are_fewer_moments() -> None:
+    sliding = every_frame(size=6, stride=4)
+    for i in range(6):
+        sliding.add(both(0.1 * i))
+    sliding.shrink(6)
+    assert (sliding.size, sliding.stride) == (3, 2)
