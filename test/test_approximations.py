@@ -10,10 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_ros.cli import approximations
-from vggt_ros.engine import HEADS
 from vggt_ros.inference.network import VGGTNetwork, load_network
 from vggt_ros.inference.warm_up import Load, make_noise_windows
 from vggt_ros.model.attention import explicit_attention, use_attention
+from vggt_ros.model.prediction import HEADS
 from vggt_ros.settings import ModelSettings
 
 BATCH = make_noise_windows(Load(frames=4, stride=1, height=56, width=84), 1)[0]

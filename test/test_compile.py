@@ -11,11 +11,11 @@ import threading
 import pytest
 import torch
 
-from vggt_ros.engine import HEADS
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import expect_load, make_noise_windows
 from vggt_ros.lab.parity.weight_recipe import fill
 from vggt_ros.model import VGGT, VGGTConfig
+from vggt_ros.model.prediction import HEADS
 from vggt_ros.settings import Settings
 
 # the smallest case that has every kind of layer, since each shape of each kind is compiled
@@ -48,7 +48,7 @@ def test_a_compiled_network_is_ready_after_configure_and_exact(model: VGGT) -> N
             found = []
             for batch in make_noise_windows(expect_load(settings, 56), 4):
                 if batch.window_id == 2:  # the other one of two new frames comes with its window
-                    network.encode_ahead({batch.ids[1]: batch.fitted[1]})
+                    network.encode_ahead({batch.ids[1]: batch.images[1]})
                 found.append(network(batch, HEADS))
         for batch, one in zip(
             make_noise_windows(expect_load(settings, 56), 4), found, strict=True

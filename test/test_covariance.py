@@ -11,7 +11,7 @@ from vggt_ros.geometry.rotation import quaternion_from_matrix
 from vggt_ros.lab.evaluation import sequences
 from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork
 from vggt_ros.lab.synthetic.sequences import SEQUENCES
-from vggt_ros.mapping.covariance import PoseCovariance
+from vggt_ros.mapping.covariance import PoseUncertainty
 
 FRAMES = 40
 NOISE = Errors(depth=0.01, rotation=math.radians(0.3), translation=0.01)
@@ -45,7 +45,7 @@ def test_errors_are_as_large_as_the_covariance_says(name):
         updates, truth, unit = map_with(name, seed)
         for where, update in (('near', updates[1]), ('far', updates[-1])):
             expected = truth[update.batch.ids[-1]]
-            error = error_of(update.map_from_camera[-1], expected, unit)
+            error = error_of(update.world_from_camera[-1], expected, unit)
             weighed = [
                 error[part] @ np.linalg.solve(update.covariance[-1][part, part], error[part]) / 3
                 for part in (slice(3), slice(3, 6))
@@ -66,9 +66,7 @@ def test_nothing_is_claimed_before_a_joint_has_told():
 
 def test_less_confident_frames_and_unsure_scales_are_less_certain():
     updates, _, _ = map_with('loop', 0)
-    known = PoseCovariance()
-    known.start_map()
-    known.join(updates[1].registration, confidence=2.0)
+    known = PoseUncertainty().after(updates[1].registration, confidence=2.0)
     centres = np.array([[1.0, 0, 0], [1.0, 0, 0]])
     sure, unsure = known.covariance(centres, np.array([2.0, 1.0]), np.nan)
     assert (np.diag(unsure) > np.diag(sure)).all()

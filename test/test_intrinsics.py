@@ -11,8 +11,9 @@ import pytest
 from fake_network import FakeNetwork, true_depth
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Calibration, Frame
-from vggt_ros.frames.preprocessor import Batch, fit_image
+from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.lab.evaluation.truth_network import FIELD_OF_VIEW
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.metric_scale import DepthScale
@@ -105,8 +106,8 @@ def test_depth_is_unprojected_with_the_calibration_where_that_is_chosen() -> Non
         newest = len(update.batch.ids) - 1
         found = update.reconstruction.intrinsics
         np.testing.assert_allclose(found[:, 0, 0], 1.1 * FOCAL * scale)
-        cloud = update.points(newest)
-        camera_from_map = np.linalg.inv(update.map_from_camera[newest])
+        cloud = update.point_cloud(newest)
+        camera_from_map = np.linalg.inv(update.world_from_camera[newest])
         in_camera = cloud.xyz @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
         pixels = in_camera @ found[newest].T
         _, u = np.nonzero(np.isfinite(update.depth(newest)))
@@ -124,7 +125,7 @@ def test_images_that_are_rectified_already_have_their_camera_in_p() -> None:
     found = updates[0].reconstruction.intrinsics[:, 0, 0]
     np.testing.assert_allclose(found, 0.9 * FOCAL * 56 / WIDTH)
     as_it_came = fit_image(updates[0].batch.frames[0].image, 56, 'crop')
-    np.testing.assert_array_equal(updates[0].batch.fitted[0].pixels, as_it_came.pixels)
+    np.testing.assert_array_equal(updates[0].batch.images[0].pixels, as_it_came.pixels)
 
 
 def test_what_the_lens_does_not_see_is_nowhere() -> None:
@@ -133,7 +134,7 @@ def test_what_the_lens_does_not_see_is_nowhere() -> None:
     depth = updates[0].depth(0)
     assert np.isnan(depth[[0, 0, -1, -1], [0, -1, 0, -1]]).all()
     assert np.isfinite(depth[depth.shape[0] // 2, depth.shape[1] // 2])
-    assert len(updates[0].points(0).xyz) == np.isfinite(depth).sum()
+    assert len(updates[0].point_cloud(0).xyz) == np.isfinite(depth).sum()
 
 
 def test_sensor_depth_is_compared_before_rectification() -> None:
@@ -162,7 +163,7 @@ def test_sensor_depth_is_compared_before_rectification() -> None:
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(8)]
     update = next(update for update in reversed(added) if update is not None)
-    truth = true_depth(update.batch.frames[-1].stamp_ns, *update.batch.images.shape[-2:])
+    truth = true_depth(update.batch.frames[-1].stamp_ns, *update.batch.image_size)
     assert np.nanmedian(update.depth(len(update.batch.ids) - 1) / truth) == pytest.approx(
         1, abs=0.02
     )

@@ -173,7 +173,7 @@ def test_a_listener_gathers_what_a_publisher_of_maps_sends():
             spin(lambda number=number: number * STEP in listener.scene._images)
             if update is not None:
                 publishers.publish(update, time.monotonic())
-                each = len(update.points(2).xyz)
+                each = len(update.point_cloud(2).xyz)
         spin(lambda: len(listener.scene._frames) == 5 and listener.scene._count() == 5 * each)
         scene = listener.scene.newest()
     finally:

@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip('gtsam', reason='needs GTSAM')
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.lab.evaluation.sequences import STEP_NS, evaluate_sequence, map_sequence, world_of
@@ -30,7 +30,7 @@ from vggt_ros.settings import Settings
 
 HEIGHT, WIDTH = 28, 42
 NOISE = Errors(depth=0.01, rotation=math.radians(0.3), translation=0.01)
-KNOWN = NoiseSigmas(turn=0.01, shift=0.01, stretch=0.01)
+KNOWN = NoiseSigmas(rotation=0.01, translation=0.01, scale=0.01)
 
 
 @functools.cache
@@ -60,7 +60,9 @@ def test_a_closed_loop_takes_the_drift_out_of_the_map() -> None:
     updates, closed = run('loop', loop_closure=True)
     _, free = run('loop')
     assert free['loops'] == 0 and closed['loops'] >= 1
-    ends = [(u.closure.with_window, u.window_id) for u in updates if u.closure is not None]
+    ends = [
+        (u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure is not None
+    ]
     assert ends[-1][0] < 3 and ends[-1][1] > 120
     assert closed['ate_percent'] < 0.6 * free['ate_percent']
     assert closed['rotation_deg'] < 0.8 * free['rotation_deg']
@@ -77,7 +79,9 @@ def test_turning_once_on_the_spot_is_a_loop_too() -> None:
 def test_few_remembered_windows_suffice() -> None:
     updates, closed = run('loop', loop_closure=True, loop_windows=20)
     assert closed['loops'] >= 1
-    ends = [(u.closure.with_window, u.window_id) for u in updates if u.closure is not None]
+    ends = [
+        (u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure is not None
+    ]
     assert ends[-1][0] < 3 and ends[-1][1] > 115
 
 
@@ -104,7 +108,7 @@ def test_places_that_only_look_alike_close_no_loop() -> None:
     engine = StreamingEngine(Settings.from_flat(settings), Deluded(world, NOISE, WIDTH))
     for i, picture in enumerate(pictures[:240]):
         update = engine.add(Frame(picture, i * STEP_NS, 'camera'))
-        assert update is None or update.closure is None
+        assert update is None or update.loop_closure is None
     assert engine.counts['rejected_loops'] > 3 and 'closed_loops' not in engine.counts
 
 
@@ -112,7 +116,7 @@ def test_pictures_without_anything_on_them_close_no_loop() -> None:
     world, pictures = seen('rotation', 250)
     blank = [np.full_like(picture, 90) for picture in pictures]
     updates = map_sequence(TruthNetwork(world, NOISE, WIDTH), blank, loop_closure=True)
-    assert not any(update.closure for update in updates)
+    assert not any(update.loop_closure for update in updates)
 
 
 def test_a_joint_window_that_fails_costs_no_window_of_the_map() -> None:
@@ -140,7 +144,7 @@ def test_a_network_without_descriptors_finds_no_loops() -> None:
 
     world, pictures = seen('rotation', 250)
     updates = map_sequence(Silent(world, NOISE, WIDTH), pictures, loop_closure=True)
-    assert len(updates) > 50 and not any(update.closure for update in updates)
+    assert len(updates) > 50 and not any(update.loop_closure for update in updates)
 
 
 def test_the_metric_scale_goes_on_in_the_corrected_map() -> None:
@@ -158,7 +162,7 @@ def test_the_metric_scale_goes_on_in_the_corrected_map() -> None:
     engine = StreamingEngine(Settings.from_flat(flat), TruthNetwork(world, NOISE, WIDTH), source)
     added = [engine.add(Frame(p, i * STEP_NS, 'camera')) for i, p in enumerate(pictures)]
     updates = [update for update in added if update is not None]
-    assert any(update.closure for update in updates)
+    assert any(update.loop_closure for update in updates)
     for update in updates[2:]:
         truth = world.depth(update.batch.frames[-1].stamp_ns, HEIGHT, WIDTH)
         assert abs(np.nanmedian(update.depth(len(update.batch.ids) - 1) / truth) - 1) < 0.02
@@ -179,17 +183,18 @@ def test_a_graph_gives_drift_back_to_where_it_came_from() -> None:
         place = place @ wrong
         graph.add(place, KNOWN)
         truth.append(truth[-1] @ step)
-    before = graph.places[count].translation
-    tight = NoiseSigmas(turn=1e-5, shift=1e-5, stretch=1e-5)
-    moved = graph.close(0, count, Sim3(), tight)
+    before = graph.map_from_window[count].translation
+    tight = NoiseSigmas(rotation=1e-5, translation=1e-5, scale=1e-5)
+    moved = graph.close_loop(0, count, Sim3(), tight)
     np.testing.assert_allclose(moved[0].matrix(), np.eye(4), atol=1e-6)
-    np.testing.assert_allclose(graph.places[count].matrix(), graph.places[0].matrix(), atol=1e-2)
+    first, last = graph.map_from_window[0], graph.map_from_window[count]
+    np.testing.assert_allclose(last.matrix(), first.matrix(), atol=1e-2)
     off = [
         np.linalg.norm(found.translation - true.translation)
-        for found, true in zip(graph.places, truth)
+        for found, true in zip(graph.map_from_window, truth)
     ]
     assert max(off) < 0.2 * np.linalg.norm(before)
-    scales = np.array([found.scale for found in graph.places])
+    scales = np.array([found.scale for found in graph.map_from_window])
     assert np.abs(scales / 2 - 1).max() < 0.1 < 1.01**count - 1
 
 

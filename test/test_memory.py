@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vggt_ros.engine import HEADS, StreamingEngine
+from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
 from vggt_ros.inference.memory import (
     GIGABYTE,
@@ -24,6 +24,7 @@ from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model import block as block_module
 from vggt_ros.model.attention import SelectedTokens
 from vggt_ros.model.config import AggregatorConfig, ViTConfig
+from vggt_ros.model.prediction import HEADS
 from vggt_ros.settings import Settings
 
 SMALL = VGGTConfig.small()

@@ -70,7 +70,7 @@ def run(streaming: StreamingEngine, numbers: range = range(FRAMES)) -> list[MapU
 def error(update: MapUpdate) -> float:
     """Say how far published depth is from metres, relative."""
     newest = update.batch.frames[-1].stamp_ns
-    truth = true_depth(newest, *update.batch.images.shape[-2:])
+    truth = true_depth(newest, *update.batch.image_size)
     return float(np.nanmedian(update.depth(len(update.batch.ids) - 1) / truth) - 1)
 
 
@@ -108,13 +108,13 @@ def test_one_factor_multiplies_cameras_depth_and_points() -> None:
     plain = run(engine(None), range(8))[0]
     assert update.metric.valid and not plain.metric.valid
     np.testing.assert_allclose(
-        update.map_from_camera[:, :3, 3], 3 * plain.map_from_camera[:, :3, 3]
+        update.world_from_camera[:, :3, 3], 3 * plain.world_from_camera[:, :3, 3]
     )
     np.testing.assert_array_equal(
-        update.map_from_camera[:, :3, :3], plain.map_from_camera[:, :3, :3]
+        update.world_from_camera[:, :3, :3], plain.world_from_camera[:, :3, :3]
     )
     np.testing.assert_allclose(update.depth(3), 3 * plain.depth(3), rtol=1e-6)
-    np.testing.assert_allclose(update.points(3).xyz, 3 * plain.points(3).xyz, atol=1e-5)
+    np.testing.assert_allclose(update.point_cloud(3).xyz, 3 * plain.point_cloud(3).xyz, atol=1e-5)
 
 
 def test_a_new_map_is_measured_anew() -> None:
@@ -155,7 +155,7 @@ def test_implausible_scales_are_refused_with_a_warning(caplog: pytest.LogCapture
     updates = run(streaming, range(40))
     assert not any(update.metric.valid for update in updates)
     assert streaming.counts['rejected_scales'] == len(updates)
-    assert caplog.text.count('is refused (odometry): expected 100 to 200') == 1
+    assert caplog.text.count('m per map unit (odometry): expected 100 to 200') == 1
 
 
 def test_depth_of_another_shape_is_left_out_with_a_complaint() -> None:

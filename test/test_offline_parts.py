@@ -103,7 +103,7 @@ def test_an_engine_goes_on_from_its_state_as_if_nothing_had_been(flat, tmp_path)
     assert len(found) == len(expected) > 3
     for mine, its in zip(found, expected, strict=True):
         assert mine.batch.ids == its.batch.ids and mine.map_id == its.map_id
-        assert np.allclose(mine.map_from_camera, its.map_from_camera, atol=1e-6)
+        assert np.allclose(mine.world_from_camera, its.world_from_camera, atol=1e-6)
     assert one.counts == other.counts
 
 
@@ -140,14 +140,14 @@ def test_a_loop_moves_windows_that_are_written_already(tmp_path) -> None:
     last = len(updates) - 1
     for i, update in enumerate(updates):
         if i == last:
-            update = replace(update, closure=LoopClosure(0, {0: moved}))
+            update = replace(update, loop_closure=LoopClosure(0, {0: moved}))
         record = make_record(update, np.zeros(len(update.batch.ids)))
         again = load_record(record.save(tmp_path))
         assert np.array_equal(again.depth, record.depth) and again.note == record.note
     joined = join_map(tmp_path, updates[0].map_id)
-    expected = moved.transform_poses(updates[0].map_from_camera)
+    expected = moved.transform_poses(updates[0].world_from_camera)
     assert np.allclose(joined.frames[0].world_from_camera, expected[0])
-    newest = updates[last].map_from_camera[-1]
+    newest = updates[last].world_from_camera[-1]
     assert np.allclose(joined.frames[-1].world_from_camera, newest)
     (tmp_path / 'windows' / '000001.npz').write_bytes(b'broken')
     with pytest.raises(ValueError, match='is no window of a reconstruction'):
@@ -172,5 +172,5 @@ def test_a_reconstruction_can_be_looked_at_while_it_is_made(tmp_path) -> None:
     assert [cameras for cameras, _ in sizes] == [4, 6, 8, 10, 12]
     assert sizes == sorted(sizes) and sizes[0][1] > 100
     assert np.allclose(
-        scene.cameras[-1].world_from_camera, updates[-1].map_from_camera[-1], atol=1e-9
+        scene.cameras[-1].world_from_camera, updates[-1].world_from_camera[-1], atol=1e-9
     )

@@ -13,8 +13,8 @@ import torch
 from fake_network import Failure, FakeNetwork, true_cameras, true_depth
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.inference.network import choose_device, choose_precision, load_network
 from vggt_ros.lab.evaluation.truth_network import CONFIDENCE
@@ -45,7 +45,7 @@ def run(streaming: StreamingEngine, frames: Iterable[Frame]) -> list[MapUpdate]:
 def true_map(updates: list[MapUpdate]) -> tuple[float, np.ndarray]:
     """The truth in terms of the map: its unit per metre, and `map_from_room`."""
     anchor = true_cameras([updates[0].batch.frames[0].stamp_ns])[0]
-    depth = true_depth(updates[0].batch.frames[0].stamp_ns, *updates[0].batch.images.shape[-2:])
+    depth = true_depth(updates[0].batch.frames[0].stamp_ns, *updates[0].batch.image_size)
     return float(np.nanmedian(updates[0].depth(0) / depth)), np.linalg.inv(anchor)
 
 
@@ -56,14 +56,14 @@ def assert_true(updates: list[MapUpdate]) -> None:
         stamps = [f.stamp_ns for f in update.batch.frames]
         expected = map_from_room @ true_cameras(stamps)
         np.testing.assert_allclose(
-            update.map_from_camera[:, :3, 3], scale * expected[:, :3, 3], atol=ACCURACY
+            update.world_from_camera[:, :3, 3], scale * expected[:, :3, 3], atol=ACCURACY
         )
-        turn = update.map_from_camera[:, :3, :3] @ expected[:, :3, :3].transpose(0, 2, 1)
+        turn = update.world_from_camera[:, :3, :3] @ expected[:, :3, :3].transpose(0, 2, 1)
         assert rotation_angle(torch.from_numpy(turn)).max() < ACCURACY
         assert all(i in update.reconstruction.depth for i, new in enumerate(update.is_new) if new)
         for i in update.reconstruction.depth:
             stamp = stamps[i]
-            depth = true_depth(stamp, *update.batch.images.shape[-2:])
+            depth = true_depth(stamp, *update.batch.image_size)
             believed = np.isfinite(update.depth(i))
             assert believed.mean() > 0.9
             np.testing.assert_allclose(
@@ -76,7 +76,7 @@ def test_windows_of_different_scale_join_into_one_map() -> None:
     assert len(updates) == 9
     assert {u.map_id for u in updates} == {0}
     assert [u.map_start_reason for u in updates] == ['first window'] + [''] * 8
-    assert all(u.registration.trusted and u.registration.shared == 2 for u in updates[1:])
+    assert all(u.registration.accepted and u.registration.shared == 2 for u in updates[1:])
     assert_true(updates)
 
 
@@ -114,7 +114,7 @@ def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: 
 
 def test_the_first_camera_is_the_origin_of_the_map() -> None:
     (update,) = run(engine(), (frame(i) for i in range(4)))
-    np.testing.assert_array_equal(update.map_from_camera[0], np.eye(4))
+    np.testing.assert_array_equal(update.world_from_camera[0], np.eye(4))
 
 
 def test_each_frame_is_new_once() -> None:
@@ -126,8 +126,8 @@ def test_points_are_depth_seen_from_the_cameras() -> None:
     updates = run(engine(), (frame(i) for i in range(8)))
     for update in updates:
         newest = len(update.batch.ids) - 1
-        cloud = update.points(newest)
-        camera_from_map = np.linalg.inv(update.map_from_camera[newest])
+        cloud = update.point_cloud(newest)
+        camera_from_map = np.linalg.inv(update.world_from_camera[newest])
         in_camera = cloud.xyz @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
         depth = update.depth(newest)
         np.testing.assert_allclose(in_camera[:, 2], depth[np.isfinite(depth)], rtol=1e-4)
@@ -140,7 +140,7 @@ def test_points_are_depth_seen_from_the_cameras() -> None:
 def test_pixels_of_low_confidence_are_nowhere_and_clouds_are_thinned() -> None:
     (update,) = run(engine(max_points=100), (frame(i) for i in range(4)))
     assert np.isnan(update.depth(0)[:, 0]).all()
-    cloud = update.points(0)
+    cloud = update.point_cloud(0)
     assert cloud.xyz.shape == (100, 3)
     assert (cloud.confidence == CONFIDENCE).all()
     (everything,) = run(engine(min_confidence=0.0), (frame(i) for i in range(4)))
@@ -198,7 +198,7 @@ def test_a_window_that_disagrees_with_the_map_starts_a_new_one() -> None:
     updates = run(StreamingEngine(settings, Guess()), (frame(i) for i in range(6)))
     assert [u.map_id for u in updates] == [0, 1]
     assert 'points of the shared frames differ' in updates[1].map_start_reason
-    assert not updates[1].registration.trusted
+    assert not updates[1].registration.accepted
 
 
 def test_out_of_memory_halves_the_window_and_the_map_goes_on() -> None:
@@ -228,9 +228,9 @@ def test_the_real_network_runs_and_says_that_it_is_untrained() -> None:
     settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
     updates = run(StreamingEngine(settings, network), (frame(i) for i in range(3)))
     assert [u.model_trained for u in updates] == [False, False]
-    assert updates[0].depth(0).shape == updates[0].batch.images.shape[-2:]
-    assert np.isfinite(updates[0].map_from_camera).all()
-    assert sorted(updates[0].seconds) == ['align', 'inference', 'preprocess', 'reconstruct']
+    assert updates[0].depth(0).shape == updates[0].batch.image_size
+    assert np.isfinite(updates[0].world_from_camera).all()
+    assert sorted(updates[0].seconds) == ['inference', 'preprocess', 'reconstruct', 'register']
 
 
 def test_bad_device_and_checkpoint_are_one_clear_sentence(tmp_path: object) -> None:

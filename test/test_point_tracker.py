@@ -16,8 +16,8 @@ from fake_network import ROOM, Failure, FakeNetwork, true_cameras
 from test_rectifier import project as bend
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Calibration, Frame
-from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.lab.evaluation.truth_network import FIELD_OF_VIEW, World, true_intrinsics
 from vggt_ros.mapping.map_update import MapUpdate
@@ -78,8 +78,11 @@ def engine(network: FakeNetwork | VGGTNetwork | None = None, **values: object) -
     return StreamingEngine(Settings.from_flat(flat), network or FakeNetwork())
 
 
-def run(streaming: StreamingEngine, frames: Iterable[Frame]) -> list[MapUpdate]:
-    return [update for f in frames if (update := streaming.add(f)) is not None]
+def run(
+    streaming: StreamingEngine, frames: Iterable[Frame], with_tracks: bool = True
+) -> list[MapUpdate]:
+    updates = (streaming.add(each, with_tracks=with_tracks) for each in frames)
+    return [update for update in updates if update is not None]
 
 
 def tracks_of(update: MapUpdate) -> PointTracks:
@@ -267,7 +270,7 @@ def test_bars_around_an_image_are_not_followed() -> None:
     network = Noting()
     run(engine(network, fit='pad'), (frame(i) for i in range(SIZE)))
     (batch, _) = network.asked[0]
-    assert batch.images.shape[-2:] == (56, 56) and batch.queries is not None
+    assert batch.image_size == (56, 56) and batch.queries is not None
     rows = batch.queries.points[:, 1]
     assert (rows >= 7 + 3).all() and (rows < 49 - 3).all()  # nor are corners that a bar makes
     assert len(rows) == POINTS
@@ -276,12 +279,10 @@ def test_bars_around_an_image_are_not_followed() -> None:
 def test_nothing_is_computed_while_nobody_wants_tracks() -> None:
     network = Noting()
     streaming = engine(network)
-    streaming.wants_tracks = lambda: False
-    updates = run(streaming, (frame(i) for i in range(8)))
+    updates = run(streaming, (frame(i) for i in range(8)), with_tracks=False)
     assert [u.tracks for u in updates] == [None, None]
     assert all(heads == ('camera', 'depth') for _, heads in network.asked)
     assert all(batch.queries is None for batch, _ in network.asked)
-    streaming.wants_tracks = lambda: True
     (update,) = run(streaming, (frame(i) for i in range(8, 10)))
     assert len(tracks_of(update).ids) == POINTS
     unset = Noting()
@@ -357,7 +358,7 @@ def test_the_map_of_the_real_network_is_the_same_with_tracks(small: VGGT) -> Non
     assert len(plain) == len(tracked) == 4
     for one, other in zip(plain, tracked):
         assert one.tracks is None
-        np.testing.assert_array_equal(one.map_from_camera, other.map_from_camera)
+        np.testing.assert_array_equal(one.world_from_camera, other.world_from_camera)
         assert one.reconstruction.depth.keys() == other.reconstruction.depth.keys()
         for i, depth in one.reconstruction.depth.items():
             np.testing.assert_array_equal(depth, other.reconstruction.depth[i])
@@ -380,7 +381,7 @@ def test_the_real_network_follows_points(small: VGGT, caplog: pytest.LogCaptureF
         with torch.no_grad():
             for head, bias in zip(heads, kept):
                 head.bias.copy_(bias)
-    assert caplog.text.count('UNTRAINED') == 1 and 'tracks mean nothing' in caplog.text
+    assert caplog.text.count('UNTRAINED') == 1 and 'tracks are meaningless' in caplog.text
     assert len(updates) == 5
     for update in updates:
         tracks = tracks_of(update)

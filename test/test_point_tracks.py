@@ -14,8 +14,8 @@ from fake_network import FakeNetwork, true_cameras
 from PIL import Image
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import Batch
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.inference.network import Network, load_network
@@ -238,7 +238,7 @@ def test_where_the_lens_saw_nothing_is_no_query() -> None:
     update = one_window(network)
     left = np.zeros((HEIGHT, WIDTH), np.bool_)
     batch: Batch = replace(
-        update.batch, fitted=tuple(replace(each, seen=left) for each in update.batch.fitted)
+        update.batch, fitted=tuple(replace(each, seen=left) for each in update.batch.images)
     )
     assert not refine_window(network, batch, update.reconstruction).accepted
     assert network.runs == 0

@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from vggt_ros.frames.batch import stack_images
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import (
-    PreprocessedImage,
-    fit_image,
-    preprocess,
-    stack_images,
-    unify_sizes,
-)
-from vggt_ros.frames.rectifier import use_as_rectified
+from vggt_ros.frames.preprocessor import Preprocessor, fit_image, pad_to_common_size
 from vggt_ros.frames.sliding_window import Window
 from vggt_ros.io.images import read_image
+from vggt_ros.settings import CameraSettings, ModelSettings
 
 GOLDEN = Path(__file__).parents[2] / 'shared' / 'vggt' / 'golden_public' / 'preprocess'
 
@@ -55,7 +50,7 @@ def test_images_of_different_sizes_are_surrounded_with_white() -> None:
         fit_image(gradient(100, 300), 84, 'crop'),
         fit_image(gradient(300, 100), 84, 'crop'),
     )
-    unified = unify_sizes([wide, tall])
+    unified = pad_to_common_size([wide, tall])
     assert [image.pixels.shape for image in unified] == [(84, 84, 3)] * 2
     assert (unified[0].pixels[0] == 255).all()
     top = (84 - wide.pixels.shape[0]) // 2
@@ -65,16 +60,18 @@ def test_images_of_different_sizes_are_surrounded_with_white() -> None:
 
 def test_a_frame_is_resized_once_however_many_windows_it_is_part_of() -> None:
     frames = [Frame(gradient(60, 80), stamp, 'camera') for stamp in range(4)]
-    fitted: dict[int, PreprocessedImage] = {}
-    taken = use_as_rectified
-    first = preprocess(_window(frames, (0, 1, 2)), 56, 'crop', taken, fitted)
-    second = preprocess(_window(frames, (1, 2, 3)), 56, 'crop', taken, fitted)
-    assert second.fitted[0].pixels is first.fitted[1].pixels
-    assert sorted(fitted) == [1, 2, 3]
-    assert second.images.shape == (3, 3, 42, 56)
-    assert second.images.dtype == torch.float32
+    preprocessor = Preprocessor(ModelSettings(), CameraSettings(), 56)
+    first = preprocessor.process(_window(frames, (0, 1, 2)))
+    second = preprocessor.process(_window(frames, (1, 2, 3)))
+    assert second.images[0].pixels is first.images[1].pixels
+    # a frame that left the window is forgotten
+    again = preprocessor.process(_window(frames, (0, 1, 2)))
+    assert again.images[0].pixels is not first.images[0].pixels
+    assert second.image_size == (42, 56)
+    assert second.stack().shape == (3, 3, 42, 56)
+    assert second.stack().dtype == torch.float32
     assert second.select([0, 2]).ids == (1, 3)
-    assert torch.equal(second.select([0, 2]).images, second.images[::2])
+    assert torch.equal(second.select([0, 2]).stack(), second.stack()[::2])
 
 
 def _window(frames: list[Frame], ids: tuple[int, ...]) -> Window:
@@ -100,7 +97,7 @@ def test_preprocessing_equals_the_reference() -> None:
         fit = entry.get('mode', 'square')
         width = entry.get('target_size', 518)
         images = [fit_image(read_image(GOLDEN / file), width, fit) for file in entry['files']]
-        ours = stack_images([image.pixels for image in unify_sizes(images)])
+        ours = stack_images([image.pixels for image in pad_to_common_size(images)])
         assert list(ours.shape) == entry['shape'], name
         difference = (ours * 255 - torch.from_numpy(golden[name]).float()).abs()
         assert (difference <= 1).float().mean() >= 0.999, name

@@ -65,7 +65,7 @@ class Asked:
         self.computed = []
 
     def __getattr__(self, name):
-        if name in ('depth', 'points'):
+        if name in ('depth', 'point_cloud'):
             self.computed.append(name)
         return getattr(self.update, name)
 
@@ -96,7 +96,7 @@ def test_nothing_is_computed_for_topics_without_subscribers(node, updates):
     wait(node, lambda: node.count_subscribers('~/points'))
     wait(node, lambda: publishers._publishers['~/points'].get_subscription_count())
     publishers.publish(asked, time.monotonic())
-    assert asked.computed == ['points'] * SIZE
+    assert asked.computed == ['point_cloud'] * SIZE
     wait(node, lambda: len(got) == SIZE)
 
 
@@ -105,12 +105,16 @@ def test_the_engine_follows_points_only_while_somebody_listens(node):
     settings = {'window_size': SIZE, 'window_stride': 1, 'min_parallax': 0.0, 'track_points': 5}
     engine = StreamingEngine(Settings.from_flat(settings), FakeNetwork(image_width=28))
     publishers = MapPublishers(node, NodeSettings())
-    engine.wants_tracks = publishers.wants_tracks
-    updates = [engine.add(Frame(picture, i * 10**8, 'camera')) for i in range(SIZE + 1)]
+
+    def add(number):
+        frame = Frame(picture, number * 10**8, 'camera')
+        return engine.add(frame, with_tracks=publishers.wants_tracks())
+
+    updates = [add(i) for i in range(SIZE + 1)]
     assert [update.tracks for update in updates[SIZE - 1 :]] == [None, None]
     got = listen(node, '~/tracks', TOPICS['~/tracks'])
     wait(node, publishers.wants_tracks)
-    update = engine.add(Frame(picture, (SIZE + 1) * 10**8, 'camera'))
+    update = add(SIZE + 1)
     publishers.publish(update, time.monotonic())
     wait(node, lambda: got)
     tracks, (message,) = update.tracks, got
@@ -152,7 +156,7 @@ def test_a_closed_loop_moves_the_path(node):
     pictures = [world.paint(i * STEP_NS, 28, 42) for i in range(200)]
     noise = Errors(depth=0.01, rotation=0.01, translation=0.01)
     updates = map_sequence(TruthNetwork(world, noise, 42), pictures, loop_closure=True)
-    assert any(update.closure for update in updates)
+    assert any(update.loop_closure for update in updates)
     publishers = MapPublishers(node, NodeSettings())
     got = listen(node, '~/path', Path)
     reports = listen(node, '~/window', TOPICS['~/window'])
@@ -164,7 +168,7 @@ def test_a_closed_loop_moves_the_path(node):
     closed = [
         (report.window_id, report.loop_window_id) for report in reports if report.loop_closed
     ]
-    assert closed == [(u.window_id, u.closure.with_window) for u in updates if u.closure]
+    assert closed == [(u.window_id, u.loop_closure.with_window) for u in updates if u.loop_closure]
     expected = []
     for update, place in zip(updates, corrected_registrations(updates)):
         cameras = place.transform_poses(update.reconstruction.window_from_camera)
@@ -191,7 +195,7 @@ def test_the_path_keeps_pace_with_what_a_metre_is_known_to_be(node, updates):
     before, after = map(positions, got)
     assert np.abs(before[-1]).max() > 0
     np.testing.assert_allclose(after[:SIZE], 2 * before)
-    np.testing.assert_allclose(after[SIZE:], doubled.map_from_camera[-1:, :3, 3])
+    np.testing.assert_allclose(after[SIZE:], doubled.world_from_camera[-1:, :3, 3])
 
 
 def test_diagnostics_say_what_a_person_should_know_first(node, updates, monkeypatch):

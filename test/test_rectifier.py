@@ -97,13 +97,13 @@ def test_rays_of_the_rectified_image_are_those_of_the_lens(model: str, degrees: 
 @pytest.mark.parametrize('model', MODELS)
 def test_pixels_of_the_rectified_image_are_found_in_the_camera_s(model: str) -> None:
     found = rectified(model, 70, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
-    assert found.intrinsics is not None and found.place is not None
+    assert found.intrinsics is not None and found.pixel_map is not None
     pixels = np.array([[0.0, 0.0], [160.0, 120.0], [40.25, 200.5], [319.0, 7.0], [-8.0, 90.0]])
     back = distort(pixels, found.intrinsics, calibration(model))
     rays = np.concatenate([pixels, np.ones((5, 1))], -1) @ np.linalg.inv(found.intrinsics).T
     matrix, d = MODELS[model]
     np.testing.assert_allclose(back, project(model, matrix, np.array(d), rays), atol=1e-9)
-    places = [found.place[::-1, int(y), int(x)] for x, y in pixels[[0, 1, 3]]]
+    places = [found.pixel_map[::-1, int(y), int(x)] for x, y in pixels[[0, 1, 3]]]
     np.testing.assert_allclose(back[[0, 1, 3]], places, atol=1e-3)
     assert distort(np.zeros((0, 2)), found.intrinsics, calibration(model)).shape == (0, 2)
 

@@ -65,7 +65,7 @@ def test_without_noise_the_map_is_exact(name: str) -> None:
     assert ours['rotation_deg'] < 0.01 and ours['scale_drift_percent'] < 0.01
     if name == 'rotation':
         assert ours['ate_percent'] is None
-        moved = [np.abs(update.map_from_camera[:, :3, 3]).max() for update in updates]
+        moved = [np.abs(update.world_from_camera[:, :3, 3]).max() for update in updates]
         assert max(moved) < 1e-4
     else:
         assert ours['ate_percent'] < 0.01
@@ -140,7 +140,7 @@ def test_one_wrong_camera_does_not_bend_the_map() -> None:
     newest = [frame.stamp_ns for frame in update.batch.frames]
     wrong = compare_orientations(
         np.concatenate([seen.cameras([0]), seen.cameras(newest[-1:])]),
-        np.stack([np.eye(4), update.map_from_camera[-1]]),
+        np.stack([np.eye(4), update.world_from_camera[-1]]),
     )
     assert np.degrees(2 * wrong[0]) < 3
 
@@ -150,11 +150,11 @@ def test_a_lost_window_is_a_declared_break_and_no_false_join() -> None:
     assert [update.map_id for update in updates] == [0] * 3 + [1] * 5
     assert (figures['ours']['maps'], figures['ours']['windows']) == (2, 5)
     assert updates[3].map_start_reason == 'no frame is shared with the map'
-    np.testing.assert_array_equal(updates[3].map_from_camera[0], np.eye(4))
+    np.testing.assert_array_equal(updates[3].world_from_camera[0], np.eye(4))
     for number in (0, 1):
         mine = [update for update in updates if update.map_id == number]
         stamps = [frame.stamp_ns for update in mine for frame in update.batch.frames]
-        estimate = np.concatenate([update.map_from_camera for update in mine])
+        estimate = np.concatenate([update.world_from_camera for update in mine])
         errors = compare_paths(world('corridor').cameras(stamps), estimate)
         assert errors.position_rms < 1e-4 * errors.length
 

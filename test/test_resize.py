@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -13,8 +14,9 @@ from fake_network import FakeNetwork
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames import resize as resizing
+from vggt_ros.frames.batch import PreprocessedImage, stack_images
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import fit_image, stack_images
+from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.frames.resize import (
     choose_resize,
     resize_by_pillow,
@@ -75,14 +77,24 @@ def test_fast_resizing_differs_by_a_level_in_a_hundredth(
     assert np.mean(apart > 1) <= 1e-4
 
 
+class RecordingNetwork(FakeNetwork):
+    """Keeps the images that it should encode ahead."""
+
+    encoded: Mapping[int, PreprocessedImage]
+
+    def encode_ahead(self, images: Mapping[int, PreprocessedImage]) -> None:
+        self.encoded = images
+
+
 @pytest.mark.parametrize('fast', [False, True])
 def test_the_engine_resizes_as_the_setting_says(fast: bool) -> None:
     settings = Settings.from_flat({'fast_resize': fast, 'min_parallax': 0.0})
-    engine = StreamingEngine(settings, FakeNetwork(image_width=84))
+    network = RecordingNetwork(image_width=84)
+    engine = StreamingEngine(settings, network)
     image = picture((320, 240))
     engine.add(Frame(image, 0, 'camera'))
-    engine.work_ahead()
-    (fitted,) = engine._fitted.values()
+    engine.encode_ahead()
+    (fitted,) = network.encoded.values()
     resize_by = resize_by_torch if fast else resize_by_pillow
     np.testing.assert_array_equal(fitted.pixels, fit_image(image, 84, 'crop', resize_by).pixels)
     other = fit_image(image, 84, 'crop', resize_by_pillow if fast else resize_by_torch)

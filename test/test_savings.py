@@ -20,8 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_ros.cli import benchmark
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch, PreprocessedImage
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import Batch, PreprocessedImage, fit_image, stack_images
+from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.inference import network as inference
 from vggt_ros.inference.memory import weight_bytes
 from vggt_ros.inference.network import VGGTNetwork, load_network
@@ -66,18 +67,17 @@ class Stream:
     def window(self, ids: list[int], width: int = 84, dense: list[int] | None = None) -> Batch:
         fitted = tuple(self.images(ids, width).values())
         return Batch(
-            images=stack_images([image.pixels for image in fitted]),
-            fitted=fitted,
+            images=fitted,
             frames=tuple(Frame(image.pixels, 0, 'camera') for image in fitted),
             ids=tuple(ids),
             window_id=0,
-            dense=None if dense is None else tuple(dense),
+            depth_frames=None if dense is None else tuple(dense),
         )
 
 
 def assert_same(network: VGGTNetwork, model: VGGT, batch: Batch) -> None:
     found = network(batch, HEADS)
-    expected = naive_forward(model, batch.images[None])
+    expected = naive_forward(model, batch.stack()[None])
     dense = list(batch.depth_indices)
     for one, other in (
         (found.pose_encodings[-1], expected.pose_encodings[-1]),
@@ -153,7 +153,7 @@ def test_frames_that_never_become_a_window_are_let_go(model: VGGT) -> None:
     for number in range(0, 60, 2):  # a reset after every second frame
         network.encode_ahead(stream.images([number]))
         network.encode_ahead(stream.images([number, number + 1]))
-    assert len(network._tokens) <= 4
+    assert network.encoded_frames <= 4
 
 
 def moving_pictures(seed: int, count: int) -> list[np.ndarray]:
@@ -187,7 +187,7 @@ def test_an_engine_that_works_ahead_says_the_same(model: VGGT, anchor_windows: i
         del counted[:]
         found = diligent.add(frame)
         assert counted in ([], [1])  # of a whole window only its last frame
-        diligent.work_ahead()
+        diligent.encode_ahead()
         assert sum(counted) == 1
         expected = lazy.add(frame)
         assert (found is None) == (expected is None)
@@ -195,11 +195,10 @@ def test_an_engine_that_works_ahead_says_the_same(model: VGGT, anchor_windows: i
             continue
         windows += 1
         assert found.batch.ids == expected.batch.ids and found.map_id == expected.map_id
-        np.testing.assert_array_equal(found.batch.images, expected.batch.images)
+        assert torch.equal(found.batch.stack(), expected.batch.stack())
         for i in expected.reconstruction.confidence:
             np.testing.assert_allclose(found.depth(i), expected.depth(i), rtol=EXACT)
     assert windows == 6
-    assert len(diligent._fitted) <= 5
 
 
 class Full(VGGTNetwork):
@@ -221,7 +220,7 @@ def test_out_of_memory_ahead_of_a_window_loses_no_frame(
     updates = []
     for number, picture in enumerate(moving_pictures(0, 7)):
         updates.append(engine.add(Frame(picture, number * 10**8, 'camera')))
-        engine.work_ahead()
+        engine.encode_ahead()
     assert [u.batch.ids for u in updates if u is not None] == [(0, 1, 2), (2, 3, 4), (4, 5, 6)]
     assert network.tried == engine.counts['out_of_memory'] == 1
     assert caplog.text.count('frames are encoded when their window is complete from now on') == 1
@@ -238,8 +237,8 @@ def test_images_of_several_sizes_wait_for_their_window(model: VGGT) -> None:
             Frame(high, number * 10**8, 'high', camera=1),
         ]
         update = engine.add(moment)
-        engine.work_ahead()
-    assert update is not None and len({i.pixels.shape for i in update.batch.fitted}) == 1
+        engine.encode_ahead()
+    assert update is not None and len({i.pixels.shape for i in update.batch.images}) == 1
     assert counted == [4]
 
 
@@ -329,7 +328,7 @@ def test_any_way_through_a_stream_gives_what_whole_windows_give(model: VGGT, see
 def test_weights_that_change_are_seen(model: VGGT) -> None:
     """The resized position code is made again when the weights it was made of have changed."""
     batch = Stream(2).window([0, 1])
-    before = naive_forward(model, batch.images[None]).depth
+    before = naive_forward(model, batch.stack()[None]).depth
     network = VGGTNetwork(model, 'test', True, 'float32')
     torch.testing.assert_close(network(batch, HEADS).depth, before)
     kept = model.aggregator.patch_embed.pos_embed.detach().clone()

@@ -24,7 +24,7 @@ def test_every_setting_has_a_description_and_a_name_of_its_own() -> None:
         ({'min_parallax': 2.0}, 'min_parallax is 2.0, expected at most 1'),
         ({'precision': 'int3'}, "precision is 'int3', expected one of auto, float32"),
         ({'resolution': 100}, 'resolution is 100, expected 0 or a multiple of 14'),
-        ({'colour': 'red'}, 'no setting is called colour'),
+        ({'colour': 'red'}, 'unknown settings: colour'),
     ],
 )
 def test_a_bad_value_is_named_with_what_was_expected(

@@ -35,7 +35,7 @@ def test_windows_overlap_by_size_minus_stride() -> None:
     windows = windows_of(every_frame(), [frame(0.1 * i) for i in range(9)])
     assert [w.ids for w in windows] == [(0, 1, 2, 3), (2, 3, 4, 5), (4, 5, 6, 7)]
     assert [w.window_id for w in windows] == [0, 1, 2]
-    assert [w.starts_map for w in windows] == ['first window', '', '']
+    assert [w.map_start_reason for w in windows] == ['first window', '', '']
 
 
 def test_an_anchor_stays_first_for_some_windows_and_the_oldest_frame_follows_it() -> None:
@@ -52,10 +52,10 @@ def test_an_anchor_stays_first_for_some_windows_and_the_oldest_frame_follows_it(
 def test_a_standing_camera_fills_no_window() -> None:
     sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
     assert windows_of(sliding, [frame(0.1 * i) for i in range(10)]) == []
-    assert sliding.counts['no_parallax'] == 9
+    assert sliding.state.counts['no_parallax'] == 9
     window = sliding.add(frame(1.0, shift=20))
     assert window is not None
-    assert window.skipped == 9
+    assert window.dropped == 9
 
 
 def test_parallax_is_measured_from_the_last_frame_taken() -> None:
@@ -76,8 +76,8 @@ def test_a_duplicate_stamp_is_dropped_and_counted() -> None:
     frames = [frame(0.1 * i) for i in (0, 1, 1, 2, 2, 3)]
     (window,) = windows_of(sliding, frames)
     assert window.ids == (0, 1, 2, 3)
-    assert window.skipped == 2
-    assert sliding.counts['duplicate_stamp'] == 2
+    assert window.dropped == 2
+    assert sliding.state.counts['duplicate_stamp'] == 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_break_in_the_stream_starts_a_new_map(breaking: Frame, reason: str) ->
         stamp = breaking.stamp_ns + i * SECOND // 10
         after.append(Frame(breaking.image, stamp, breaking.camera_frame))
     (window,) = windows_of(sliding, after)
-    assert window.starts_map.startswith(reason)
+    assert window.map_start_reason.startswith(reason)
     assert window.frames == tuple(after)
 
 
@@ -108,9 +108,9 @@ def test_thinned_images_bridge_a_gap_and_are_counted() -> None:
     for i in range(3):
         window = sliding.add(frame(10.0 + i), between if i == 0 else ())
     assert window is not None
-    assert window.starts_map == 'first window'
-    assert window.skipped == 3
-    assert sliding.counts['received'] == 7
+    assert window.map_start_reason == 'first window'
+    assert window.dropped == 3
+    assert sliding.state.counts['received'] == 7
 
 
 def test_a_jump_among_thinned_images_is_seen() -> None:
@@ -119,7 +119,7 @@ def test_a_jump_among_thinned_images_is_seen() -> None:
     sliding.add(frame(12.0), [11 * SECOND])
     window = sliding.add(frame(13.0))
     assert window is not None
-    assert window.starts_map == 'stamps jumped forwards by 10.000 s'
+    assert window.map_start_reason == 'stamps jumped forwards by 10.000 s'
 
 
 def test_reset_starts_a_map_with_new_frames_only() -> None:
@@ -127,7 +127,7 @@ def test_reset_starts_a_map_with_new_frames_only() -> None:
     windows_of(sliding, [frame(0.1 * i) for i in range(5)])
     sliding.reset('asked for')
     (window,) = windows_of(sliding, [frame(0.5 + 0.1 * i) for i in range(4)])
-    assert window.starts_map == 'asked for'
+    assert window.map_start_reason == 'asked for'
     assert window.ids == (5, 6, 7, 8)
 
 
@@ -137,7 +137,7 @@ def test_smaller_windows_go_on_with_the_newest_frames() -> None:
     sliding.shrink(4)
     (window,) = windows_of(sliding, [frame(0.8 + 0.1 * i) for i in range(3)])
     assert window.ids == (7, 8, 9, 10)
-    assert window.starts_map == ''
+    assert window.map_start_reason == ''
 
 
 def both(seconds: float, shifts: tuple[int, int] = (0, 0), right: bool = True) -> list[Frame]:
@@ -153,15 +153,15 @@ def test_frames_of_several_cameras_stay_together() -> None:
     alone = sliding.add(both(0.2, right=False))
     assert first is not None and alone is not None
     assert first.ids == (0, 1, 2, 3) and [f.camera for f in first.frames] == [0, 1, 0, 1]
-    assert alone.ids == (2, 3, 4) and alone.starts_map == ''
+    assert alone.ids == (2, 3, 4) and alone.map_start_reason == ''
     again = sliding.add(both(0.3))
-    assert again is not None and again.ids == (4, 5, 6) and again.starts_map == ''
+    assert again is not None and again.ids == (4, 5, 6) and again.map_start_reason == ''
 
 
 def test_a_moment_counts_where_any_camera_has_moved() -> None:
     sliding = SlidingWindow(WindowSettings(2, 1, min_parallax=0.02))
     assert sliding.add(both(0.0)) is None
-    assert sliding.add(both(0.1)) is None and sliding.counts['no_parallax'] == 1
+    assert sliding.add(both(0.1)) is None and sliding.state.counts['no_parallax'] == 1
     assert sliding.add(both(0.2, shifts=(0, 20))) is not None
 
 
@@ -172,7 +172,7 @@ def test_a_change_of_one_camera_breaks_the_stream() -> None:
     sliding.add([frame(0.2), small])
     window = sliding.add([frame(0.3), replace(small, stamp_ns=3 * 10**8)])
     assert window is not None
-    assert window.starts_map == 'images changed from 200x200 to 100x100 pixels'
+    assert window.map_start_reason == 'images changed from 200x200 to 100x100 pixels'
 
 
 def test_fewer_frames_are_fewer_moments() -> None:
@@ -180,4 +180,4 @@ def test_fewer_frames_are_fewer_moments() -> None:
     for i in range(6):
         sliding.add(both(0.1 * i))
     sliding.shrink(6)
-    assert (sliding.size, sliding.stride) == (3, 2)
+    assert (sliding.state.size, sliding.state.stride) == (3, 2)

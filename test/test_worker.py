@@ -145,7 +145,7 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
 def test_work_is_done_ahead_while_no_image_waits(bench):
     run = bench(seconds=1.0)
     ahead = []
-    run.engine.work_ahead = lambda: ahead.append(run.taken)
+    run.engine.encode_ahead = lambda: ahead.append(run.taken)
     for number in range(SIZE - 1):
         run.offer(number)
         wait_for(lambda number=number: ahead == list(range(1, number + 2)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline as one readable function: a frame goes in, an update of the map comes out.
 
-    frame -> SlidingWindow -> preprocess -> network -> reconstruct -> align -> measure scale
+    frame -> SlidingWindow -> Preprocessor -> network -> reconstruct -> register -> Map.add
           -> MapUpdate
 
 The engine knows neither threads nor ROS. One thread at a time may call it.
@@ -10,251 +10,208 @@ The engine knows neither threads nor ROS. One thread at a time may call it.
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import Batch, PreprocessedImage, fit_frames, preprocess
-from vggt_ros.frames.rectifier import Rectifier, use_as_rectified
-from vggt_ros.frames.resize import choose_resize
-from vggt_ros.frames.sliding_window import SlidingWindow, Window
-from vggt_ros.geometry.sim3 import Sim3
+from vggt_ros.frames.preprocessor import Preprocessor
+from vggt_ros.frames.sliding_window import SlidingWindow, SlidingWindowState, Window
 from vggt_ros.inference.network import Network
-from vggt_ros.mapping.covariance import PoseCovariance
-from vggt_ros.mapping.intrinsics import IntrinsicsEstimator
-from vggt_ros.mapping.loop_closure import LoopCloser
+from vggt_ros.mapping.map import Map, MapState
 from vggt_ros.mapping.map_update import MapUpdate
-from vggt_ros.mapping.metric_scale import ScaleEstimator, ScaleSource
-from vggt_ros.mapping.point_tracker import PointTracker
-from vggt_ros.mapping.reconstruction import PredictionError, Reconstruction, reconstruct
-from vggt_ros.mapping.registration import RegisteredFrames, Registration, register, register_frames
-from vggt_ros.model.prediction import Prediction
+from vggt_ros.mapping.metric_scale import ScaleSource, check_source
+from vggt_ros.mapping.pose_graph import import_gtsam
+from vggt_ros.mapping.reconstruction import PredictionError, reconstruct
+from vggt_ros.model.prediction import HEADS, Prediction
 from vggt_ros.settings import Settings
+from vggt_ros.state_dict import from_state_dict, to_state_dict
 
-HEADS = ('camera', 'depth')  # the point head is left out: unprojected depth is more accurate
-_SMALLEST_WINDOW = 2  # frames; one has no second to see depth with
-
-# All of an engine that changes from window to window.
-_STATE = (
-    '_sliding',
-    '_scale',
-    '_intrinsics',
-    '_uncertainty',
-    '_loops',
-    '_tracks',
-    '_placed',
-    '_confidence',
-    '_map_id',
-    '_restart_because',
-    '_newest_id',
-    '_events',
-)
+_MIN_WINDOW = 2  # frames; a single one has no parallax to estimate depth from
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class EngineState:
+    """All of an engine that changes from window to window."""
+
+    sliding_window: SlidingWindowState
+    map: MapState
+    counts: dict[str, int] = field(default_factory=dict)
+
+
 class StreamingEngine:
-    """The map so far, and what is kept of the frames in the window."""
+    """The current map, the frames of the next window, and the network between them."""
 
     def __init__(
         self, settings: Settings, network: Network, scale_source: ScaleSource | None = None
     ) -> None:
         """
-        Begin an empty map.
+        Start with an empty map.
 
-        :param scale_source: what knows metres, if `scale_source` asks for something.
-        :raises ValueError: if it asks for something that is not there, or loops for GTSAM, or if
-            the network cannot run as the settings ask.
+        :param scale_source: measures metric scale, if `scale_source` of the settings needs it.
+        :raises ValueError: if it is needed and missing, if loop closure lacks GTSAM, or if the
+            network cannot run with these settings.
         """
-        self._settings = settings = network.prepare(settings)
-        self._network = network
-        self._sliding = SlidingWindow(settings.window)
-        self._scale = ScaleEstimator(settings.scale, scale_source)
-        self._width = settings.model.resolution or network.image_width
-        camera = settings.camera
-        self._resize = choose_resize(network.device, settings.model.fast_resize)
-        self._as_pinhole = (
-            Rectifier(math.radians(camera.rectified_field_of_view)).rectify
-            if camera.rectify
-            else use_as_rectified
-        )
-        self._intrinsics = IntrinsicsEstimator(camera)
-        self._uncertainty = PoseCovariance()
-        closes_loops = settings.registration.loop_closure
-        self._loops = LoopCloser(settings.registration, network) if closes_loops else None
-        self._tracks = self._make_tracks()
-        # Asked at each window, in the thread that calls `add`: tracks cost time.
-        self.wants_tracks: Callable[[], bool] = lambda: True
-        self._fitted: dict[int, PreprocessedImage] = {}
-        self._works_ahead = True
-        self._placed: RegisteredFrames | None = None
-        self._confidence: dict[int, float | None] = {}  # mean, by frame of the last window
-        self._map_id = -1
-        self._restart_because = ''  # a new map that a rejected window should have started
-        self._newest_id = -1  # the newest frame that was part of an update
-        self._events: Counter[str] = Counter()
-
-    def _make_tracks(self) -> PointTracker | None:
-        points, trained = self._settings.tracks.track_points, self._network.tracks_trained
-        if not points:
-            return None
-        if not trained:
+        settings = network.prepare(settings)
+        check_source(settings.scale, scale_source)
+        if settings.registration.loop_closure:
+            import_gtsam()
+        if settings.tracks.track_points and not network.tracks_trained:
             logger.warning(
                 'track_points is %d, but the track head of the network %s is UNTRAINED: its '
-                'tracks mean nothing',
-                points,
-                self._network.name,
+                'tracks are meaningless',
+                *(settings.tracks.track_points, network.name),
             )
-        return PointTracker(points, self._settings.cloud.min_confidence, trained)
+        width = settings.model.resolution or network.image_width
+        self._network = network
+        self._counts: Counter[str] = Counter()
+        self._sliding_window = SlidingWindow(settings.window)
+        self._preprocessor = Preprocessor(settings.model, settings.camera, width, network.device)
+        self._map = Map(settings, network, scale_source, self._counts)
+        self._encodes_ahead = True
 
     @property
     def window_size(self) -> int:
-        """Moments in a window; less than the setting where memory does not suffice for it."""
-        return self._sliding.size
+        """Frame sets in a window; less than the setting if memory is insufficient."""
+        return self._sliding_window.state.size
 
     @property
     def window_stride(self) -> int:
-        """New moments between two windows; may be less than the setting, as `window_size`."""
-        return self._sliding.stride
+        """New frame sets between two windows; may be less than the setting, as `window_size`."""
+        return self._sliding_window.state.stride
 
     @property
     def counts(self) -> dict[str, int]:
-        """What happened so far: images by fate, windows, maps, failures."""
-        told = Counter(
-            rejected_scales=self._scale.refused,
-            focal_length_disagreements=self._intrinsics.disagreements,
-        )
-        loops = Counter[str]() if self._loops is None else self._loops.counts
-        return dict(self._sliding.counts + self._events + told + loops)
+        """Events so far: images received and dropped by cause, windows, maps, failures."""
+        return dict(Counter(self._sliding_window.state.counts) + self._counts)
 
     def reset(self, reason: str) -> None:
         """Forget the frames in the window; the next one starts a new map."""
-        self._sliding.reset(reason)
+        self._sliding_window.reset(reason)
 
     def add(
-        self, moment: Frame | Sequence[Frame], dropped_stamps_ns: Sequence[int] = ()
+        self,
+        frames: Frame | Sequence[Frame],
+        dropped_stamps_ns: Sequence[int] = (),
+        *,
+        with_tracks: bool = True,
     ) -> MapUpdate | None:
         """
-        Take the next frame, or those that several cameras took together.
+        Add the next frame, or the synchronized frames of several cameras.
 
-        :param dropped_stamps_ns: stamps of moments received before this one but left out.
-        :returns: an update of the map if this moment completes a window.
-        :raises PredictionError: if the network's output for that window cannot be geometry. The
-            window is lost, the engine goes on.
+        :param dropped_stamps_ns: stamps of frame sets received before this one but dropped.
+        :param with_tracks: points are tracked, which takes time, if `track_points` is set.
+        :returns: an update of the map if these frames complete a window.
+        :raises PredictionError: if the network's output for that window is not valid geometry.
+            The window is lost; the engine can continue.
         """
-        window = self._sliding.add(moment, dropped_stamps_ns)
-        return None if window is None else self._process(window)
+        window = self._sliding_window.add(frames, dropped_stamps_ns)
+        return None if window is None else self._process(window, with_tracks)
 
-    def work_ahead(self) -> None:
+    def finish(self, *, with_tracks: bool = True) -> MapUpdate | None:
         """
-        Prepare and encode the frames that wait for their window to be complete.
-
-        To be called while nothing else is to be done: no result changes, but the next one comes
-        sooner.
-        """
-        if not self._works_ahead:
-            return
-        model = self._settings.model
-        waiting = self._sliding.candidates
-        fit_frames(waiting, self._width, model.fit, self._as_pinhole, self._fitted, self._resize)
-        if len({image.pixels.shape for image in self._fitted.values()}) != 1:
-            return  # images of several sizes get a common one when the window is complete
-        try:
-            self._network.encode_ahead(self._fitted)
-            return
-        except torch.cuda.OutOfMemoryError:
-            self._events['out_of_memory'] += 1
-            self._works_ahead = False
-        # outside of the handler, as in `_predict`; the frames are encoded with their window
-        torch.cuda.empty_cache()
-        logger.warning(
-            'the device is out of memory: frames are encoded when their window is complete from '
-            'now on'
-        )
-
-    def finish(self) -> MapUpdate | None:
-        """
-        Take what waits for a window when no more moments will come.
+        Process the last, incomplete window at the end of the stream.
 
         :raises PredictionError: as `add` does.
         """
-        window = self._sliding.finish()
-        return None if window is None else self._process(window)
+        window = self._sliding_window.finish()
+        return None if window is None else self._process(window, with_tracks)
 
-    def state(self) -> dict[str, Any]:
-        """Give all that `restore` needs to go on from here; it is shared, not copied."""
-        return {name: getattr(self, name) for name in _STATE}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def encode_ahead(self) -> None:
         """
-        Go on where another engine of the same settings was.
+        Preprocess and encode the frames of the next, incomplete window.
 
-        :param state: its `state`, perhaps from a file; it belongs to this engine from now on.
+        To be called while idle: results do not change, but the next one comes sooner.
         """
-        for name in _STATE:
-            setattr(self, name, state[name])
-
-    def _process(self, window: Window) -> MapUpdate:
-        self._events['windows'] += 1
-        if window.starts_map:
-            self._placed = None
-        stopwatch = _Stopwatch()
-        batch = preprocess(
-            window,
-            self._width,
-            self._settings.model.fit,
-            self._as_pinhole,
-            self._fitted,
-            self._resize,
+        if not self._encodes_ahead:
+            return
+        images = self._preprocessor.process_frames(self._sliding_window.next_frames)
+        if len({image.pixels.shape for image in images.values()}) != 1:
+            return  # images of several sizes are padded when the window is complete
+        try:
+            self._network.encode_ahead(images)
+            return
+        except torch.cuda.OutOfMemoryError:
+            self._counts['out_of_memory'] += 1
+            self._encodes_ahead = False
+        # outside of the handler, as in `_predict`
+        torch.cuda.empty_cache()
+        logger.warning(
+            'the device is out of memory: from now on frames are encoded when their window is '
+            'complete'
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs to continue from here: JSON and arrays."""
+        state = EngineState(self._sliding_window.state, self._map.state, dict(self._counts))
+        return to_state_dict(state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """
+        Continue from the state of another engine with the same settings.
+
+        :raises ValueError: if this is not the state of an engine; this one is then unchanged.
+        """
+        state = from_state_dict(EngineState, state_dict)
+        size, stride = state.sliding_window.size, state.sliding_window.stride
+        if not 1 <= stride < size <= self.window_size:
+            raise ValueError(
+                f'windows of {size} frame sets, {stride} of them new, expected at most '
+                f'{self.window_size}, and new ones fewer than all'
+            )
+        self._sliding_window.state = state.sliding_window
+        self._map.state = state.map
+        self._counts.clear()
+        self._counts.update(state.counts)
+
+    def _process(self, window: Window, with_tracks: bool) -> MapUpdate:
+        self._counts['windows'] += 1
+        if window.map_start_reason:
+            self._map = self._map.successor(window.map_start_reason)
+        stopwatch = _Stopwatch()
+        batch = self._preprocessor.process(window)
         stopwatch.lap('preprocess')
-        batch, prediction = self._predict(batch)
+        batch, prediction = self._predict(batch, with_tracks)
         stopwatch.lap('inference')
         try:
             reconstruction = reconstruct(prediction, batch)
-            intrinsics = self._intrinsics.choose(reconstruction.intrinsics, batch)
-            reconstruction = replace(reconstruction, intrinsics=intrinsics)
         except PredictionError:
-            self._events['rejected_windows'] += 1
-            self._restart_because = self._restart_because or window.starts_map
+            self._counts['rejected_windows'] += 1
             raise
+        reconstruction = self._map.choose_intrinsics(reconstruction, batch)
         stopwatch.lap('reconstruct')
-        registration = register(
-            batch.ids,
-            reconstruction,
-            self._placed,
-            self._settings.registration.max_registration_residual,
-        )
-        stopwatch.lap('align')
-        return self._place(
+        registration = self._map.register(batch, reconstruction)
+        self._counts['held_scales'] += registration.scale_held
+        if not registration.accepted and not self._map.is_empty:
+            self._counts['rejected_registrations'] += 1
+            self._map = self._map.successor(registration.rejection_reason)
+        stopwatch.lap('register')
+        return self._map.add(
             window, batch, prediction, reconstruction, registration, stopwatch.seconds
         )
 
-    def _predict(self, batch: Batch) -> tuple[Batch, Prediction]:
+    def _predict(self, batch: Batch, with_tracks: bool) -> tuple[Batch, Prediction]:
         """
         Run the network.
 
-        Where the device's memory does not suffice, the network is to take less of it, and if it
-        cannot, windows are halved.
+        Out of memory, the network first trades speed for memory, then windows are halved.
         """
         while True:
-            batch = self._ask(batch)
+            batch = self._map.request(batch, with_tracks)
+            heads = HEADS if batch.queries is None else (*HEADS, 'tracks')
             try:
-                return batch, self._network(
-                    batch, HEADS if batch.queries is None else (*HEADS, 'tracks')
-                )
+                return batch, self._network(batch, heads)
             except torch.cuda.OutOfMemoryError:
-                self._events['out_of_memory'] += 1
-                half = len(batch.ids) // 2
+                self._counts['out_of_memory'] += 1
                 saved = self._network.save_memory()
-                if not saved and half < _SMALLEST_WINDOW:
+                if not saved and len(batch.ids) // 2 < _MIN_WINDOW:
                     raise
             # outside of the handler, whose traceback keeps the tensors of the attempt alive
             torch.cuda.empty_cache()
@@ -263,112 +220,10 @@ class StreamingEngine:
                 continue
             logger.warning(
                 'the device is out of memory with %d frames; windows have %d from now on',
-                len(batch.ids),
-                half,
+                *(len(batch.ids), len(batch.ids) // 2),
             )
-            self._sliding.shrink(half)
-            batch = batch.select(self._choose_half(batch.ids, half))
-
-    def _ask(self, batch: Batch) -> Batch:
-        """Say of which frames the depth is wanted, and which points are to be followed."""
-        queries = None
-        if self._tracks is not None and self.wants_tracks():
-            queries = self._tracks.ask(batch)
-        return replace(batch, dense=self._choose_dense(batch.ids), queries=queries)
-
-    def _choose_dense(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Choose frames for depth: those that lie in no map yet, and some that do, spread out."""
-        placed = () if self._placed is None else self._placed.frames
-        shared = [i for i, number in enumerate(ids) if number in placed]
-        wanted = self._settings.registration.shared_depth_frames(len(shared))
-        spread = {shared[round(at)] for at in np.linspace(0, len(shared) - 1, wanted)}
-        return tuple(i for i, number in enumerate(ids) if number not in placed or i in spread)
-
-    def _choose_half(self, ids: tuple[int, ...], half: int) -> list[int]:
-        """Choose the newest frames, but keep one that lies in the map already, to join it by."""
-        newest = list(range(len(ids) - half, len(ids)))
-        placed = () if self._placed is None else self._placed.frames
-        shared = [i for i, number in enumerate(ids) if number in placed]
-        if shared and shared[-1] < newest[0]:
-            newest[0] = shared[-1]
-        return newest
-
-    def _place(
-        self,
-        window: Window,
-        batch: Batch,
-        prediction: Prediction,
-        reconstruction: Reconstruction,
-        registration: Registration,
-        seconds: dict[str, float],
-    ) -> MapUpdate:
-        """Continue the map with this window, or declare a new one."""
-        map_start_reason = self._restart_because or window.starts_map
-        if not map_start_reason and not registration.trusted:
-            map_start_reason = registration.note
-            self._events['rejected_registrations'] += 1
-        self._events['held_scales'] += registration.scale_held
-        if map_start_reason:
-            self._placed = None
-            registration = replace(registration, map_from_window=Sim3())
-            self._map_id += 1
-            self._events['maps'] += 1
-            self._scale.start_map()
-            self._uncertainty.start_map()
-            if self._loops is not None:
-                self._loops.start_map()
-            logger.info('map %d starts: %s', self._map_id, map_start_reason)
-        told = {batch.ids[i]: float(c.mean()) for i, c in reconstruction.confidence.items()}
-        self._confidence = {n: told.get(n, self._confidence.get(n)) for n in batch.ids}
-        confidence = np.array(list(self._confidence.values()), float)
-        if self._placed is not None:
-            shared = [number in self._placed.frames for number in batch.ids]
-            self._uncertainty.join(registration, float(confidence[shared].mean()))
-        is_new = tuple(number > self._newest_id for number in batch.ids)
-        self._newest_id = batch.ids[-1]
-        placed = register_frames(
-            batch.ids, reconstruction, registration.map_from_window, self._placed, window.anchor
-        )
-        closure = None
-        if self._loops is not None:
-            descriptors = None if prediction.descriptors is None else prediction.descriptors[0]
-            closure = self._loops.add(
-                batch, placed, reconstruction.intrinsics, descriptors, registration
-            )
-        if closure is not None:
-            moved = closure.corrections[window.window_id]
-            place = moved @ registration.map_from_window
-            registration = replace(registration, map_from_window=place)
-            placed = placed.moved(moved)
-            self._scale.correct(closure.corrections)
-        self._placed = placed
-        self._restart_because = ''
-        metric = self._scale.update(batch, reconstruction, registration.map_from_window)
-        centres = registration.map_from_window.apply(reconstruction.window_from_camera[:, :3, 3])
-        covariance = self._uncertainty.covariance(centres, confidence, metric.spread)
-        tracks = None
-        if self._tracks is not None:
-            starts = bool(map_start_reason)
-            tracks = self._tracks.take(batch, prediction, reconstruction.confidence, starts)
-        return MapUpdate(
-            map_id=self._map_id,
-            map_start_reason=map_start_reason,
-            window_id=window.window_id,
-            skipped=window.skipped,
-            batch=batch,
-            is_new=is_new,
-            reconstruction=reconstruction,
-            confidence=confidence,
-            registration=registration,
-            closure=closure,
-            metric=metric,
-            map_covariance=covariance,
-            model=self._network.name,
-            model_trained=self._network.trained,
-            tracks=tracks,
-            seconds=seconds,
-            settings=self._settings.cloud,
-        )
+            self._sliding_window.shrink(len(batch.ids) // 2)
+            batch = self._map.halve(batch)
 
 
 class _Stopwatch:

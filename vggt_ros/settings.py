@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the core, once: name, default, range and description.
+"""Every setting of the core, defined once: name, default, range and description.
 
-The settings are frozen dataclasses, grouped by the step that reads them. Field names are unique
-over all groups, so that the node can offer them as flat ROS parameters and the command line as
-flat flags; both are made from these fields and hold no default of their own.
+The settings are frozen dataclasses, grouped by pipeline step. Field names are unique over all
+groups: ROS parameters and command-line options are generated from these fields, by their flat
+names, and have no defaults of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
+import numpy as np
+
 T = TypeVar('T', bool, int, float, str)
 
-PATCH_SIZE = 14  # image sides are multiples of it; fixed by the patch encoder of every VGGT
+PATCH_SIZE = 14  # pixels, of the patch encoder; image sides are multiples of it
 
 
 def setting(
@@ -27,9 +30,9 @@ def setting(
     """
     Declare one setting: a dataclass field with a range and a description.
 
-    :param low: smallest legal value, inclusive.
-    :param high: largest legal value, inclusive.
-    :param choices: the legal values of a text setting; empty: any text.
+    :param low: smallest valid value, inclusive.
+    :param high: largest valid value, inclusive.
+    :param choices: the valid values of a text setting; empty: any text.
     """
     metadata = {'description': description, 'low': low, 'high': high, 'choices': choices}
     return field(default=default, metadata=metadata)
@@ -39,7 +42,7 @@ def check_range(group: object) -> None:
     """
     Check every field of a group of settings against its type, range and choices.
 
-    :raises ValueError: with the setting's name, the value found and what was expected.
+    :raises ValueError: naming the setting, its value and what was expected.
     """
     for entry in fields(group):  # type: ignore[arg-type]
         _check_value(entry, getattr(group, entry.name))
@@ -54,7 +57,7 @@ def _check_value(entry: Field[Any], value: object) -> None:
     low, high = entry.metadata['low'], entry.metadata['high']
     choices = entry.metadata['choices']
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        # written so that a NaN, which compares false with everything, is refused
+        # written so that NaN, which compares false with everything, is rejected
         if low is not None and not value >= low:
             raise ValueError(f'{entry.name} is {value}, expected at least {low}')
         if high is not None and not value <= high:
@@ -65,73 +68,72 @@ def _check_value(entry: Field[Any], value: object) -> None:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which network runs, where, and on images of which size."""
+    """Which network runs, on which device, and on images of which size."""
 
     checkpoint: str = setting(
         'embedded',
-        "Weights of the network: 'embedded' (a small network that comes with the package, trained "
-        "on synthetic rooms only), 'untrained' (one with random weights: the pipeline runs, its "
-        'geometry means nothing), a .safetensors or .pt file with the official '
-        "key names, or a Hugging Face id such as 'facebook/VGGT-1B'. A config.json beside the "
-        'file gives the size of the network; without one it is that of VGGT-1B.',
+        "Weights of the network: 'embedded' (a small network that is part of the package, trained "
+        "on synthetic rooms only), 'untrained' (random weights: the pipeline runs, the geometry "
+        'is meaningless), a .safetensors or .pt file with the official key names, or a Hugging '
+        "Face id such as 'facebook/VGGT-1B'. The size of the network is read from config.json "
+        'beside the file; without one it is that of VGGT-1B.',
     )
     device: str = setting(
         'auto', "Torch device: 'auto' (CUDA if there is one, else the CPU), 'cpu', 'cuda:0', ..."
     )
     precision: str = setting(
         'auto',
-        'Number format of the aggregator; the heads always run in float32, their convolutions on '
-        'CUDA in TF32 unless this is float32. auto: bfloat16 on a CUDA device that computes it, '
-        'float16 on an older one, float32 on the CPU.',
+        'Floating-point format of the aggregator. The heads always run in float32; on CUDA their '
+        'convolutions run in TF32 unless this is float32. auto: bfloat16 on a CUDA device that '
+        'supports it, float16 on an older one, float32 on the CPU.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     resolution: int = setting(
         0,
-        'Width of the image that the network sees, pixels, a multiple of 14; the height follows '
-        'from the aspect ratio. 0: the width that the network was trained for.',
+        "Width of the network's input images, pixels, a multiple of 14; the height follows from "
+        'the aspect ratio. 0: the width that the network was trained on.',
         low=0,
         high=2058,
     )
     fit: str = setting(
         'crop',
-        'How an image is brought to that width. crop: by its width, then rows beyond a square are '
-        'cut off above and below (they only exist in upright images); pad: by its longer side, '
-        'white bars make it square; square: black bars make it square.',
+        'How an image is brought to that width. crop: resized by its width; portrait images are '
+        'then cropped to a square; pad: resized by its longer side and padded with white to a '
+        'square; square: padded with black to a square, then resized.',
         choices=('crop', 'pad', 'square'),
     )
     compile: bool = setting(
         False,
-        'torch.compile makes kernels of its own for this network, while the node is configured: '
-        'that takes a minute or more and needs a C++ compiler. They are made for windows of '
-        'window_size images of 4:3 (of squares, with another fit than crop); other images are '
-        'compiled for at their first window.',
+        'Compile the network with torch.compile while the node is configured, which takes a '
+        'minute or more and needs a C++ compiler. It is compiled for windows of window_size '
+        'images of 4:3 (squares, with a fit other than crop), for others at their first window.',
     )
     max_device_memory: float = setting(
         0.0,
-        'Memory of the device that the network may take, GB; 0: all that is there. Windows are '
-        'fitted to it while the node is configured: dense heads take fewer frames at once, then '
-        'window_size becomes smaller, then resolution. Images of one camera, 4:3, are expected.',
+        'Device memory that the network may use, GB; 0: no limit. Windows are fitted to it while '
+        'the node is configured: dense heads process fewer frames at once, then window_size is '
+        'reduced, then resolution. Images of one camera, 4:3, are assumed.',
         low=0.0,
     )
     int8: str = setting(
         'off',
         'Linear layers of the encoder and the aggregator in 8-bit integers, by torchao (pip '
-        "install 'vggt_ros[int8]'): less memory, less exact (docs/speed.md). weights: they are "
-        'kept so and computed with in the precision; dynamic: inputs are rounded too, row by row.',
+        'install torchao): less memory, less accurate. weights: weights are stored in 8 bits and '
+        'computed with in the precision above; dynamic: activations are quantized too, per row.',
         choices=('off', 'weights', 'dynamic'),
     )
     frame_only_blocks: int = setting(
         0,
-        'In so many of the first rounds, global attention looks within each frame only: faster '
-        'with many frames, less exact (docs/speed.md). 0: none, as the network was trained.',
+        'In so many of the first global attention blocks, attention is restricted to each frame: '
+        'faster with many frames, less accurate. 0: none, as the network was trained.',
         low=0,
         high=1000,
     )
     fast_resize: bool = setting(
         False,
-        'Resize images on the CPU by torch instead of Pillow: in a sixth of the time on x86, but '
-        'up to 1 % of the values differ, by 1 or 2 of 255 (docs/speed.md). On CUDA they are '
-        'resized there, fast and exactly.',
+        'Resize images on the CPU by torch instead of Pillow: six times as fast on x86, but up to '
+        '1 % of the values differ, by 1 or 2 of 255. On CUDA images are resized on the device, '
+        'fast and exactly.',
     )
 
     def __post_init__(self) -> None:
@@ -144,28 +146,28 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """What a calibration is used for."""
+    """How the calibration of a camera is used."""
 
     rectify: bool = setting(
         True,
-        'Images of a camera whose camera_info has distortion are rectified for the network. '
-        'false: the images are rectified already (image_rect), camera_info describes them by P.',
+        'Rectify images of a camera whose camera_info has distortion. false: the images are '
+        'rectified already (image_rect), and described by P of camera_info.',
     )
     rectified_field_of_view: float = setting(
         0.0,
-        'Horizontal field of view of rectified images, degrees. 0: the widest that leaves no edge '
-        'empty; of a fisheye 100. Other than 0: images without distortion are brought to it too.',
+        'Horizontal field of view of rectified images, degrees. 0: the widest without empty '
+        'borders; for a fisheye 100. Otherwise images without distortion are brought to it too.',
         low=0.0,
         high=150.0,
     )
     use_known_intrinsics: bool = setting(
         False,
-        'Points and the published camera_info come from the calibration, if there is one, instead '
-        'of the focal length that the network predicts.',
+        'Unproject depth with the calibrated intrinsics, if there are any, instead of the '
+        'predicted ones; the published camera_info then has them too.',
     )
     average_intrinsics: bool = setting(
         True,
-        'The predicted focal length is averaged over windows. false: for a camera that zooms.',
+        'Average the predicted focal length over windows. false: for a camera that zooms.',
     )
 
     def __post_init__(self) -> None:
@@ -174,35 +176,35 @@ class CameraSettings:
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How frames are gathered into windows."""
+    """How frames become windows."""
 
     window_size: int = setting(
-        8, 'Frames that the network sees together; memory and time grow with it.', low=2, high=512
+        8, 'Frames in one forward pass; memory and time grow with it.', low=2, high=512
     )
     window_stride: int = setting(
         4,
         'New frames between two windows. Smaller: poses come more often and windows overlap more; '
-        'larger: less work per frame. Must be smaller than window_size: windows are joined by '
-        'the frames that they share.',
+        'larger: less computation per frame. Must be smaller than window_size: windows are '
+        'registered by the frames that they share.',
         low=1,
         high=511,
     )
     anchor_windows: int = setting(
         0,
-        'Windows that keep the same first frame, the anchor, in the place of their oldest one: '
-        'the map drifts less, as each of them is held by it. 0 or 1: none.',
+        'Windows that share the same first frame, the anchor, instead of their oldest one, which '
+        'limits drift. 0 or 1: none.',
         low=0,
         high=1000,
     )
     min_parallax: float = setting(
         0.01,
-        'A frame is taken when the median optical flow since the last one taken is at least this '
-        'share of the image width; a standing camera then adds no copies. 0: take every frame.',
+        'A frame is used if the median optical flow since the last used one is at least this '
+        'share of the image width: a stationary camera adds no frames. 0: use every frame.',
         low=0.0,
         high=1.0,
     )
     max_stamp_gap: float = setting(
-        5.0, 'A longer silence between two received images starts a new map, seconds.', low=0.001
+        5.0, 'A longer gap between two received images starts a new map, seconds.', low=0.001
     )
 
     def __post_init__(self) -> None:
@@ -216,32 +218,31 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class RegistrationSettings:
-    """When two windows are believed to show the same scene, and where earlier ones are sought."""
+    """How windows are registered to the map, and loops closed."""
 
     max_registration_residual: float = setting(
         0.5,
-        'A window is registered to the map only if the points of the shared frames lie no farther '
-        "from the map's than this, after registration, as a median share of their depth; if not, "
-        'a new map starts.',
+        'Maximal median distance of the points of shared frames between window and map, after '
+        'registration, relative to their depth. A window above it starts a new map.',
         low=0.0,
     )
     registration_frames: int = setting(
         0,
-        'Frames shared with the map whose depth is computed again, to find how long the unit of a '
-        'window is. More are more exact and take longer. 0: two, but one of two or three.',
+        'Frames shared with the map whose depth is predicted again, to determine the scale of a '
+        'window. More are more accurate and take longer. 0: two; one of two or three.',
         low=0,
         high=512,
     )
     loop_closure: bool = setting(
         False,
-        'Earlier windows that look like the newest are tried together with it; where both show '
-        'the same place, all windows of the map are moved to fit. Needs GTSAM (pip install '
-        'gtsam), and the time of one more window for each attempt.',
+        'Recognise mapped places, verify them by a joint window and optimise the pose graph of '
+        'all windows. Needs GTSAM (pip install gtsam), and the time of one more window for each '
+        'candidate.',
     )
     loop_windows: int = setting(
         200,
-        'Windows that are remembered for loop_closure at most; then every second one is '
-        "forgotten. Each takes images of half of its frames: at VGGT-1B's size 2.5 MB.",
+        'Maximal number of windows stored for loop_closure; above it every second one is removed. '
+        "Each stores images of half of its frames: at VGGT-1B's size 2.5 MB.",
         low=20,
         high=100000,
     )
@@ -249,45 +250,51 @@ class RegistrationSettings:
     def __post_init__(self) -> None:
         check_range(self)
 
-    def shared_depth_frames(self, shared: int) -> int:
-        """Say of how many of the shared frames depth is computed again."""
-        return min(self.registration_frames or min(2, max(1, shared // 2)), shared)
+    def choose_shared(self, shared: Sequence[int]) -> list[int]:
+        """
+        Choose the frames shared with the map whose depth is predicted again, evenly spread.
+
+        :param shared: indices of the shared frames in the window.
+        """
+        if not shared:
+            return []
+        count = min(self.registration_frames or min(2, max(1, len(shared) // 2)), len(shared))
+        return sorted({shared[round(at)] for at in np.linspace(0, len(shared) - 1, count)})
 
 
 @dataclass(frozen=True)
 class ScaleSettings:
-    """What makes the map's unit a metre."""
+    """How the metric scale of the map is measured."""
 
     scale_source: str = setting(
         'none',
-        'What tells how long a metre is. none: nothing, lengths are in a unit of the network; '
-        "fixed: scale_factor; tf: the camera's way in odom_frame, by /tf; odometry: the "
-        "camera's way by the topic odometry; depth: images of a depth sensor on the topic "
-        'sensor_depth, registered to the camera.',
+        'Metric scale source. none: lengths have the unknown scale of the network; fixed: '
+        'scale_factor; tf: camera motion in odom_frame, from /tf; odometry: camera motion from '
+        'the topic odometry; depth: depth images on the topic sensor_depth, registered to the '
+        'camera.',
         choices=('none', 'fixed', 'tf', 'odometry', 'depth'),
     )
     scale_factor: float = setting(
         1.0,
-        "Metres in one unit of the network, for scale_source 'fixed'.",
+        "Metres in one map unit, for scale_source 'fixed'.",
         low=1e-6,
         high=1e6,
     )
     min_scale: float = setting(
-        0.001, 'Measured scales below this are refused, metres in one unit.', low=1e-9
+        0.001, 'Measured scales below this are rejected, metres in one map unit.', low=1e-9
     )
     max_scale: float = setting(
-        1000.0, 'Measured scales above this are refused, metres in one unit.', low=1e-9
+        1000.0, 'Measured scales above this are rejected, metres in one map unit.', low=1e-9
     )
     scale_windows: int = setting(
         50,
-        'Windows whose measurements are kept; the scale is their median.',
+        'Number of windows whose scale measurements are kept; the scale is their median.',
         low=1,
         high=10000,
     )
     scale_min_travel: float = setting(
         0.05,
-        'The way of the camera tells the scale where it is at least this long within a window, '
-        'metres.',
+        'Minimal camera motion within a window from which scale is measured, metres.',
         low=0.0,
     )
 
@@ -302,16 +309,16 @@ class ScaleSettings:
 
 @dataclass(frozen=True)
 class CloudSettings:
-    """Which pixels are believed and published."""
+    """Which pixels are published."""
 
     min_confidence: float = setting(
         1.2,
-        'Pixels whose confidence is lower are NaN in the depth image and absent from the cloud. '
-        "VGGT's confidence begins at 1; 0 accepts every pixel.",
+        'Pixels with lower confidence are NaN in the depth image and absent from the cloud. The '
+        'confidence of VGGT is at least 1; 0 accepts every pixel. Tune per scene.',
         low=0.0,
     )
     max_points: int = setting(
-        50000, 'Points of one cloud message at most; the cloud is subsampled evenly.', low=1
+        50000, 'Maximal number of points of one cloud; it is subsampled evenly.', low=1
     )
 
     def __post_init__(self) -> None:
@@ -320,13 +327,13 @@ class CloudSettings:
 
 @dataclass(frozen=True)
 class TrackSettings:
-    """Which points of the image are followed."""
+    """How many points are tracked."""
 
     track_points: int = setting(
         0,
-        'Points that are followed through the windows at a time, for ~/tracks; 0: none. They are '
-        'followed only while somebody subscribes. It needs a network whose track head was '
-        'trained, which those of untrained and embedded are not.',
+        'Points that are tracked at a time, for ~/tracks; 0: none. They are tracked only while '
+        'the topic has subscribers. Needs a network with a trained track head, which untrained '
+        'and embedded do not have.',
         low=0,
         high=2048,
     )
@@ -352,7 +359,7 @@ class Settings:
         """
         Build the groups from flat names.
 
-        :raises ValueError: for a name that no setting has, or a value out of range.
+        :raises ValueError: for an unknown name, or a value out of range.
         """
         groups = {}
         unknown = set(values)
@@ -362,7 +369,7 @@ class Settings:
             groups[group.name] = group_type(**{n: values[n] for n in names & values.keys()})
             unknown -= names
         if unknown:
-            raise ValueError(f'no setting is called {", ".join(sorted(unknown))}')
+            raise ValueError(f'unknown settings: {", ".join(sorted(unknown))}')
         return cls(**groups)
 
 
@@ -378,5 +385,5 @@ _GROUPS: dict[str, Any] = {
 
 
 def all_settings() -> list[Field[Any]]:
-    """List the fields of every group, in the order in which a person should read them."""
+    """Return the fields of every group, in reading order."""
     return [entry for group in _GROUPS.values() for entry in fields(group)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a camera delivers: one `Frame`, with the `Calibration` of its camera if that is known.
+"""One camera image, a `Frame`, with the `Calibration` of its camera if that is known.
 
 A frame is decoded (RGB, 8 bits) but otherwise untouched: not resized, not rectified. It has no
-number of its own: `SlidingWindow` numbers the frames that it accepts.
+id of its own: `SlidingWindow` numbers the frames that it accepts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-# Coefficients that a distortion model may have; none at all: there is no distortion.
+# Number of coefficients that each distortion model may have; none: no distortion.
 COEFFICIENTS = {'plumb_bob': (4, 5), 'rational_polynomial': (8, 12, 14), 'equidistant': (4,)}
 
 
@@ -49,7 +49,7 @@ class Calibration:
                 f'{", ".join(COEFFICIENTS)}'
             )
         wanted = COEFFICIENTS[self.distortion_model]
-        # without coefficients a lens is straight, but an equidistant one is not
+        # without coefficients there is no distortion, but for an equidistant lens
         none = () if self.distortion_model == 'equidistant' else (0,)
         if len(self.D) not in (*wanted, *none):
             raise ValueError(
@@ -66,13 +66,13 @@ class Frame:
     stamp_ns: int  # acquisition time, nanoseconds
     camera_frame: str  # optical frame of the camera, as in the image's header
     calibration: Calibration | None = None
-    camera: int = 0  # which one took it, where several look at the same time
+    camera: int = 0  # index of the camera, where several are synchronized
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise ValueError(
-                f'a frame needs an image of shape (H, W, 3) and type uint8, '
-                f'found {self.image.shape} and {self.image.dtype}'
+                f'the image of a frame has shape {self.image.shape} and type {self.image.dtype}, '
+                'expected (H, W, 3) and uint8'
             )
         if self.image.size == 0:
-            raise ValueError(f'a frame needs an image with pixels, found shape {self.image.shape}')
+            raise ValueError(f'the image of a frame has shape {self.image.shape}, expected pixels')

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How much memory of the device windows take, and windows that fit into what there is.
+Prediction of the device memory of a window, and windows that fit into a budget.
 
-The model of the memory is the network itself, run on torch's fake tensors: shapes without data,
-so that nothing is computed or allocated, and every tensor is counted from the operation that makes
-it until it is gone. What kernels take for themselves while they run, and gaps between tensors, are
-not seen; a tenth of the budget is kept for them.
+The network runs on torch's fake tensors: shapes without data, so that nothing is computed or
+allocated, and every tensor is counted from the operation that creates it until it is freed.
+Workspace of kernels and fragmentation are not counted; a tenth of the budget is reserved for them.
 """
 
 from __future__ import annotations
@@ -23,30 +22,31 @@ from torch.utils._pytree import tree_iter
 from vggt_ros.inference.warm_up import Load, expect_load
 from vggt_ros.model import VGGT
 from vggt_ros.model.dense_head import FRAMES_AT_ONCE
+from vggt_ros.model.prediction import HEADS
 from vggt_ros.model.vggt import frame_descriptors, store_linear_weights
 from vggt_ros.settings import PATCH_SIZE, Settings
 
 GIGABYTE = 1e9
-_USED = 0.9  # of the budget, see above
-_HEADS = ('camera', 'depth')
-_FEW, _FEWEST = 4, 2  # frames: those that resolution is given up for, and those of any window
+_USABLE = 0.9  # share of the budget, see above
+_MIN_FRAMES_FIRST = 4  # of a window, before resolution is reduced
+_MIN_FRAMES = 2  # of any window
 
 logger = logging.getLogger(__name__)
 
 
 class LiveMemory(TorchDispatchMode):
-    """A context in which the bytes of new tensors are counted, fake or real, on any device."""
+    """A context that counts the bytes of new tensors, fake or real, on any device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0  # bytes, at present
-        self.peak = 0  # bytes, the most at once
+        self.live = 0  # bytes, now
+        self.peak = 0  # bytes, maximum
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, operation: Any, _types: Any, given: Any = (), named: Any = None
     ) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors it creates."""
         named = named or {}
         result = operation(*given, **named)
         old = {id(each) for each in _storages((given, named))}
@@ -55,10 +55,10 @@ class LiveMemory(TorchDispatchMode):
                 self._known.add(storage)
                 self.live += storage.nbytes()
                 self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._forget, storage.nbytes())
+                weakref.finalize(storage, self._free, storage.nbytes())
         return result
 
-    def _forget(self, size: int) -> None:
+    def _free(self, size: int) -> None:
         self.live -= size
 
 
@@ -67,19 +67,19 @@ def _storages(values: object) -> list[Any]:
 
 
 def weight_bytes(model: VGGT) -> int:
-    """Count the weights of all heads, run or not."""
+    """Count the bytes of all weights, including heads that do not run."""
     held = (*model.parameters(), *model.buffers())
     return sum(each.numel() * each.element_size() for each in held)
 
 
 def predict_peak(model: VGGT, load: Load, frames_at_once: int) -> int:
     """
-    Find the bytes that a window takes at most, with the weights.
+    Predict the peak memory of a window, including the weights, in bytes.
 
-    All frames are counted as new, which they are in the first window of a map, and the frames of
-    another window as encoded before, which they are later.
+    All frames are counted as new, as in the first window of a map, and in addition the encoded
+    frames of another window, as in later ones.
 
-    :param model: on any device; it is only asked for its sizes.
+    :param model: on any device; only its sizes are used.
     :param frames_at_once: of the dense head.
     """
     with torch.device('meta'):
@@ -97,37 +97,37 @@ def predict_peak(model: VGGT, load: Load, frames_at_once: int) -> int:
         with memory, torch.inference_mode():
             tokens = copied.encode(torch.empty(1, load.frames, 3, *size))
             kept = (torch.empty_like(tokens), torch.empty_like(tokens))
-            rounds = copied.aggregate(tokens, copied.grid(size), copied.rounds_for(_HEADS))
+            rounds = copied.aggregate(tokens, copied.grid(size), copied.rounds_for(HEADS))
             frame_descriptors(tokens)
             del tokens
-            copied.decode(rounds, size, heads=_HEADS)
+            copied.decode(rounds, size, heads=HEADS)
         del kept
     return weight_bytes(model) + memory.peak
 
 
 def fit_to_memory(settings: Settings, model: VGGT, image_width: int) -> tuple[Settings, int]:
     """
-    Make windows smaller until they fit into `max_device_memory`.
+    Reduce windows until they fit into `max_device_memory`.
 
-    First the dense head takes fewer frames at once, which changes no result; then windows have
-    fewer frames, down to four; then images get smaller, down to half of their width; then windows
-    have fewer frames again. One camera is expected, see `expect_load` for its images.
+    First the dense head processes fewer frames at once, which does not change the result; then
+    windows have fewer frames, down to four; then images are smaller, down to half of their width;
+    then windows have fewer frames again. One camera is assumed, see `expect_load`.
 
     :param image_width: of the network; the settings may have another one.
-    :returns: the settings to go on with, and the frames that the dense head takes at once.
-    :raises ValueError: if even that is not enough, with what it needs.
+    :returns: the settings to use, and the frames that the dense head processes at once.
+    :raises ValueError: if the smallest windows need more, and how much.
     """
     budget = settings.model.max_device_memory
     candidates = _candidates(settings, image_width)
 
-    def needs(candidate: int) -> float:
+    def gigabytes(candidate: int) -> float:
         tried, at_once = candidates[candidate]
         peak = predict_peak(model, expect_load(tried, image_width), at_once)
-        return peak / GIGABYTE / _USED
+        return peak / GIGABYTE / _USABLE
 
-    fits, needed = 0, needs(0)
+    fits, needed = 0, gigabytes(0)
     if needed > budget:
-        too_large, fits, needed = 0, len(candidates) - 1, needs(len(candidates) - 1)
+        too_large, fits, needed = 0, len(candidates) - 1, gigabytes(len(candidates) - 1)
         if needed > budget:
             raise ValueError(
                 f'max_device_memory is {budget:g} GB, but the smallest windows, of '
@@ -135,15 +135,15 @@ def fit_to_memory(settings: Settings, model: VGGT, image_width: int) -> tuple[Se
             )
         while fits - too_large > 1:
             middle = (fits + too_large) // 2
-            tried = needs(middle)
+            tried = gigabytes(middle)
             if tried <= budget:
                 fits, needed = middle, tried
             else:
                 too_large = middle
     fitted, at_once = candidates[fits]
-    told = _describe(fitted, at_once, image_width)
+    description = _describe(fitted, at_once, image_width)
     log = logger.warning if fits else logger.info
-    log('within max_device_memory (%g GB): windows of %s, %.3g GB', budget, told, needed)
+    log('within max_device_memory (%g GB): windows of %s, %.3g GB', budget, description, needed)
     return fitted, at_once
 
 
@@ -155,25 +155,25 @@ def _describe(settings: Settings, at_once: int, image_width: int) -> str:
 
 
 def _candidates(settings: Settings, image_width: int) -> list[tuple[Settings, int]]:
-    """List what may be tried, largest first."""
+    """List settings and frames at once that may be used, largest first."""
     candidates = [(settings, FRAMES_AT_ONCE >> i) for i in range(FRAMES_AT_ONCE.bit_length())]
     frames = settings.window.window_size
     width = settings.model.resolution or image_width
     least = max(width // 2 // PATCH_SIZE, 1) * PATCH_SIZE
 
-    def give_up(frames: int, width: int) -> None:
+    def append(frames: int, width: int) -> None:
         stride = min(settings.window.window_stride, frames - 1)
         window = replace(settings.window, window_size=frames, window_stride=stride)
         model = replace(settings.model, resolution=width)
         candidates.append((replace(settings, window=window, model=model), 1))
 
-    while frames > _FEW:
-        frames = max(frames * 3 // 4, _FEW)
-        give_up(frames, width)
+    while frames > _MIN_FRAMES_FIRST:
+        frames = max(frames * 3 // 4, _MIN_FRAMES_FIRST)
+        append(frames, width)
     while width > least:
         width = max(width * 7 // 8 // PATCH_SIZE * PATCH_SIZE, least)
-        give_up(frames, width)
-    while frames > _FEWEST:
+        append(frames, width)
+    while frames > _MIN_FRAMES:
         frames -= 1
-        give_up(frames, width)
+        append(frames, width)
     return candidates

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from vggt_ros.frames.preprocessor import Batch, PreprocessedImage, Queries, stack_images
+from vggt_ros.frames.batch import Batch, PreprocessedImage, Queries, stack_images
 from vggt_ros.frames.resize import Pixels
 from vggt_ros.inference.memory import GIGABYTE, fit_to_memory
 from vggt_ros.inference.warm_up import expect_load, make_noise_windows
@@ -117,6 +117,11 @@ class VGGTNetwork:
         self._window = 0  # frames of the last window
         self._compiled_for: tuple[int, ...] = ()  # numbers of frames to encode at once; (): any
 
+    @property
+    def encoded_frames(self) -> int:
+        """Number of frames whose patch tokens are cached."""
+        return len(self._tokens)
+
     @torch.inference_mode()
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
         """
@@ -130,14 +135,14 @@ class VGGTNetwork:
             return prediction.cpu()
 
     def _run(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-        size = batch.images.shape[-2], batch.images.shape[-1]
+        size = batch.image_size
         queries = self._check_queries(batch.queries, size) if 'tracks' in heads else None
         tokens = self._encode(batch)
         rounds = self.model.aggregate(
             tokens,
             self.model.grid(size),
             self.model.rounds_for(heads),
-            batch.dense if queries is None else None,
+            batch.depth_frames if queries is None else None,
         )
         descriptors = frame_descriptors(tokens)
         del tokens
@@ -146,7 +151,7 @@ class VGGTNetwork:
         else:
             points = torch.from_numpy(queries.points).to(self.device)[None]
             frames = torch.from_numpy(queries.frames).to(self.device)[None]
-            prediction = self.model.decode(rounds, size, points, heads, frames, batch.dense)
+            prediction = self.model.decode(rounds, size, points, heads, frames, batch.depth_frames)
         described: Prediction = replace(prediction, descriptors=descriptors)
         return described
 
@@ -160,7 +165,7 @@ class VGGTNetwork:
 
     def _encode(self, batch: Batch) -> torch.Tensor:
         """Give the patch tokens (1, S, P, C) of a window; encode what is not known yet."""
-        encoded = self._encode_new(dict(zip(batch.ids, batch.fitted, strict=True)))
+        encoded = self._encode_new(dict(zip(batch.ids, batch.images, strict=True)))
         if len(encoded) == 1 and len(encoded[0]) == len(batch.ids):
             window = encoded[0]  # a long window by itself is not to be copied
         else:
@@ -234,7 +239,7 @@ class VGGTNetwork:
         self._compiled_for = (1, load.stride, load.frames)
         try:
             windows = make_noise_windows(load, 2)
-            self.encode_ahead({-1: windows[0].fitted[0]})
+            self.encode_ahead({-1: windows[0].images[0]})
             for batch in windows:
                 self(batch, ('camera', 'depth'))
         except torch.cuda.OutOfMemoryError:

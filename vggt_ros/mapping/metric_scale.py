@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How many metres one unit of the map is, measured by something that knows metres.
+The metric scale of the map: metres in one map unit, measured by a metric scale source.
 
-The network's unit is its own. A source compares what it knows of a window with the same in the
-map: the camera's way (TF, odometry) or depth (a registered sensor). Each window gives one
-measurement; their weighted median over the last windows is the factor, so that outliers do not
-move it, and it is held when the source goes silent. One factor multiplies depth, points and
-translations alike. A new map has a new unit, and is measured anew.
+The scale of the network's prediction is unknown. A source compares its measurement of a window
+with the map: camera motion (TF, odometry) or depth (a registered sensor). Each window gives one
+measurement; the scale is their weighted median over the last windows, which is robust to
+outliers, and is held while the source is silent. One factor multiplies depth, points and
+translations alike. Each map has a scale of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,17 +19,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vggt_ros.frames.preprocessor import Batch, sample_source
+from vggt_ros.frames.batch import Batch, sample_source
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.mapping.reconstruction import Reconstruction
 from vggt_ros.settings import ScaleSettings
 
-# A factor is replaced only by one that differs more: consumers want a unit that stands still.
-_STEADY = 0.005
+# Relative change below which the scale is kept: consumers want a constant unit.
+_HYSTERESIS = 0.005
 _PIXELS_PER_FRAME = 4096
-_FEWEST_PIXELS = 100  # of a window, to compare depth by
-_SHAPE = 0.02  # relative difference of aspect ratios up to which depth is registered to an image
+_MIN_PIXELS = 100  # of a window, to compare depth
+_MAX_ASPECT_DIFFERENCE = 0.02  # relative, of depth and the image that it is registered to
 _DEVIATION = 1.4826  # standard deviations in the median absolute deviation of a normal variable
 
 logger = logging.getLogger(__name__)
@@ -38,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MetricScale:
-    """What is known of the map's unit."""
+    """The scale of a map."""
 
-    factor: float = 1.0  # metres in one map unit; 1 where that is not known
+    factor: float = 1.0  # metres in one map unit; 1 if unknown
     source: str = 'none'  # one of the choices of `scale_source`
     valid: bool = False  # True: lengths are metres once multiplied by `factor`
     spread: float = np.nan  # relative standard deviation of the measurements; NaN: fewer than two
@@ -49,35 +48,47 @@ class MetricScale:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one window says."""
+    """The scale as measured in one window."""
 
     factor: float  # metres in one map unit
-    weight: float  # how much it counts beside others of the same map
+    weight: float  # relative to other windows of the same map
+
+    def __truediv__(self, scale: float) -> Measurement:
+        """Convert to a map that was scaled by this factor."""
+        return replace(self, factor=self.factor / scale)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowMeasurement:
+    """A measurement and the window that it belongs to."""
+
+    window_id: int
+    measurement: Measurement
 
 
 class ScaleSource(Protocol):
-    """Something that knows metres."""
+    """A source of metric measurements."""
 
     def measure(
         self, batch: Batch, reconstruction: Reconstruction, map_from_window: Sim3
     ) -> Measurement | None:
-        """Compare a window, placed in the map, with what is known; None: nothing is known."""
+        """Compare a registered window with the source; None: no measurement of it."""
         ...
 
 
 class MotionScale:
-    """The camera's way through the window, from TF or odometry."""
+    """Camera motion within the window, from TF or odometry."""
 
-    def __init__(self, positions: Callable[[Array, str], Array], smallest_travel: float) -> None:
+    def __init__(self, positions: Callable[[Array, str], Array], min_travel: float) -> None:
         """
         Prepare the source.
 
-        :param positions: says where the camera was, (S, 3) m in any fixed frame, NaN where
+        :param positions: returns camera positions (S, 3), m in any fixed frame, NaN where
             unknown, given stamps (S,) in s and the camera's frame.
-        :param smallest_travel: m within a window below which noise would be measured.
+        :param min_travel: m within a window, below which noise would be measured.
         """
         self._positions = positions
-        self._smallest_travel = smallest_travel
+        self._min_travel = min_travel
 
     def measure(
         self, batch: Batch, reconstruction: Reconstruction, map_from_window: Sim3
@@ -85,8 +96,8 @@ class MotionScale:
         """
         Compare distances between cameras.
 
-        The longer half of them is used, each as one vote: short ones are noise, and one wrong
-        position spoils a quarter of the distances between eight.
+        The median ratio of the longer half: short ones are noise, and one wrong position spoils
+        a quarter of the distances between eight.
         """
         stamps = np.array([frame.stamp_ns for frame in batch.frames]) * 1e-9
         metric = np.empty((len(stamps), 3))
@@ -103,36 +114,36 @@ class MotionScale:
             return None
         longest = float(units[known].max())
         used = known & (units >= longest / 2)
-        if np.median(metres[used]) < self._smallest_travel:
+        if np.median(metres[used]) < self._min_travel:
             return None
         return Measurement(float(np.median(metres[used] / units[used])), longest)
 
 
 class DepthScale:
-    """Depth that a sensor measured, registered to the camera's images."""
+    """Depth of a sensor that is registered to the camera."""
 
     def __init__(
         self,
         depth_at: Callable[[int], npt.NDArray[np.float32] | None],
-        complain: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         """
         Prepare the source.
 
-        :param depth_at: gives the depth (h, w) in m, NaN where unknown, that was measured
-            together with the image of this stamp, ns; None where that cannot be used;
-            raises LookupError where there is none.
-        :param complain: takes a sentence about depth that cannot be used, for each image; about
-            depth that is missing only where no image of a window has any, since an old image of
-            the window may be older than what is remembered of the sensor.
+        :param depth_at: returns the depth (h, w) in m, NaN where unknown, that was measured
+            with the image of this stamp, ns; None if it cannot be used; raises LookupError if
+            there is none.
+        :param report: called with a message about unusable depth, for each image; about missing
+            depth only where no image of a window has any, since an old image of the window may
+            be older than the buffer.
         """
         self._depth_at = depth_at
-        self._complain = complain
+        self._report = report
 
     def measure(
         self, batch: Batch, reconstruction: Reconstruction, map_from_window: Sim3
     ) -> Measurement | None:
-        """Compare depth pixel by pixel, where the network is rather confident."""
+        """Compare depth pixel by pixel, where confidence is above the median."""
         ratios = []
         missing = []
         height, width = reconstruction.image_size
@@ -151,111 +162,119 @@ class DepthScale:
             metres = sample_source(
                 measured,
                 frame.image.shape[:2],
-                batch.fitted[i].source_from_network,
+                batch.images[i].source_from_network,
                 rows,
                 columns,
-                batch.fitted[i].place,
+                batch.images[i].pixel_map,
             )
             confidence = reconstruction.confidence[i][::step, ::step]
             used = (metres > 0) & (confidence >= np.median(confidence))  # NaN compares false
             ratios.append(metres[used] / reconstruction.depth[i][::step, ::step][used])
         if missing and not ratios:
-            self._complain(missing[-1])
+            self._report(missing[-1])
         count = sum(map(len, ratios))
-        if count < _FEWEST_PIXELS:
+        if count < _MIN_PIXELS:
             return None
         ratio = float(np.median(np.concatenate(ratios)))
         return Measurement(ratio / map_from_window.scale, float(count))
 
     def _is_registered(self, depth: tuple[int, ...], image: tuple[int, ...]) -> bool:
-        fits = abs(depth[1] * image[0] / (depth[0] * image[1]) - 1) <= _SHAPE
+        fits = abs(depth[1] * image[0] / (depth[0] * image[1]) - 1) <= _MAX_ASPECT_DIFFERENCE
         if not fits:
-            self._complain(
-                f'depth of {depth[1]}x{depth[0]} pixels does not show the same as images of '
+            self._report(
+                f'depth of {depth[1]}x{depth[0]} pixels does not match images of '
                 f'{image[1]}x{image[0]}: expected depth registered to the camera, of the same '
-                'shape; it is left out of account'
+                'aspect ratio; it is ignored'
             )
         return fits
 
 
-class ScaleEstimator:
-    """The factor of the map that is being made, from all its measurements."""
+@dataclass(frozen=True, slots=True)
+class ScaleHistory:
+    """The scale measurements of one map."""
 
-    def __init__(self, settings: ScaleSettings, source: ScaleSource | None) -> None:
+    measurements: tuple[WindowMeasurement, ...] = ()  # of the last windows, oldest first
+    factor: float | None = None  # metres in one map unit; None: not measured yet
+    measured_ns: int = 0  # stamp of the newest measurement
+    last_rejected: bool = False  # the newest measurement was implausible
+
+    def measured(
+        self, window_id: int, stamp_ns: int, measurement: Measurement, settings: ScaleSettings
+    ) -> ScaleHistory:
         """
-        Begin with a map of unknown scale.
+        Add the measurement of one window; an implausible one is rejected, with a warning.
 
-        :param source: None if `scale_source` is 'none' or 'fixed'.
-        :raises ValueError: if `scale_source` asks for a source and there is none.
+        The factor is that of before until `updated`.
+
+        :param stamp_ns: of the newest image of the window.
         """
-        if source is None and settings.scale_source not in ('none', 'fixed'):
-            raise ValueError(f'scale_source is {settings.scale_source!r}, but nothing provides it')
-        self._settings = settings
-        self._source = source
-        # by window
-        self._measurements: deque[tuple[int, Measurement]] = deque(maxlen=settings.scale_windows)
-        self._factor: float | None = None
-        self._measured_ns = 0
-        self._refusing = False
-        self.refused = 0  # measurements out of the plausible band
+        low, high = settings.min_scale, settings.max_scale
+        if not low <= measurement.factor <= high:
+            if not self.last_rejected:
+                logger.warning(
+                    'rejected a scale of %.3g m per map unit (%s): expected %g to %g',
+                    *(measurement.factor, settings.scale_source, low, high),
+                )
+            return replace(self, last_rejected=True)
+        newest = WindowMeasurement(window_id, measurement)
+        measurements = (*self.measurements, newest)[-settings.scale_windows :]
+        return ScaleHistory(measurements, self.factor, stamp_ns)
 
-    def start_map(self) -> None:
-        """Forget what was measured in another unit."""
-        self._measurements.clear()
-        self._factor = None
+    def corrected(self, corrections: Mapping[int, Sim3]) -> ScaleHistory:
+        """Apply the corrections of a loop closure, by window; see `updated`."""
+        measurements = tuple(
+            replace(each, measurement=each.measurement / corrections[each.window_id].scale)
+            for each in self.measurements
+        )
+        return replace(self, measurements=measurements)
 
-    def correct(self, corrections: Mapping[int, Sim3]) -> None:
-        """Go on in a map whose windows, by number, were moved and scaled."""
-        for i, (window, measured) in enumerate(self._measurements):
-            factor = measured.factor / corrections[window].scale
-            self._measurements[i] = window, replace(measured, factor=factor)
+    def updated(self) -> ScaleHistory:
+        """Compute the factor from the measurements."""
+        if not self.measurements:
+            return self
+        middle = _weighted_median(*_logs_and_weights(self.measurements))
+        if self.factor is not None and abs(middle - np.log(self.factor)) <= _HYSTERESIS:
+            return self
+        return replace(self, factor=float(np.exp(middle)))
 
-    def update(
-        self, batch: Batch, reconstruction: Reconstruction, map_from_window: Sim3
-    ) -> MetricScale:
-        """Measure a window that has its place in the map, and say what is known then."""
-        name = self._settings.scale_source
+    def metric_scale(self, settings: ScaleSettings, stamp_ns: int) -> MetricScale:
+        """
+        Return the scale of the map.
+
+        :param stamp_ns: of the newest image, from which the age of the scale is counted.
+        """
+        name = settings.scale_source
         if name == 'none':
             return MetricScale()
-        if self._source is None:
-            return MetricScale(self._settings.scale_factor, name, True, 0.0, 0.0)
-        now_ns = batch.frames[-1].stamp_ns
-        measured = self._source.measure(batch, reconstruction, map_from_window)
-        if measured is not None and self._is_plausible(measured.factor):
-            self._measurements.append((batch.window_id, measured))
-            self._measured_ns = now_ns
-        if not self._measurements:
+        if name == 'fixed':
+            return MetricScale(settings.scale_factor, name, True, 0.0, 0.0)
+        if self.factor is None:
             return MetricScale(source=name)
-        logs = np.log([each.factor for _, each in self._measurements])
-        weights = np.array([each.weight for _, each in self._measurements])
-        middle = _weighted_median(logs, weights)
-        if self._factor is None or abs(middle - np.log(self._factor)) > _STEADY:
-            self._factor = float(np.exp(middle))
-        spread = _DEVIATION * _weighted_median(np.abs(logs - middle), weights)
-        return MetricScale(
-            self._factor,
-            name,
-            True,
-            spread if len(logs) > 1 else np.nan,
-            (now_ns - self._measured_ns) * 1e-9,
-        )
+        logs, weights = _logs_and_weights(self.measurements)
+        spread = np.nan
+        if len(logs) > 1:
+            middle = _weighted_median(logs, weights)
+            spread = _DEVIATION * _weighted_median(np.abs(logs - middle), weights)
+        return MetricScale(self.factor, name, True, spread, (stamp_ns - self.measured_ns) * 1e-9)
 
-    def _is_plausible(self, factor: float) -> bool:
-        low, high = self._settings.min_scale, self._settings.max_scale
-        plausible = low <= factor <= high
-        if not plausible:
-            self.refused += 1
-            if not self._refusing:
-                logger.warning(
-                    'a scale of %.3g m per unit of the map is refused (%s): expected %g to %g',
-                    *(factor, self._settings.scale_source, low, high),
-                )
-        self._refusing = not plausible
-        return plausible
+
+def check_source(settings: ScaleSettings, source: ScaleSource | None) -> None:
+    """
+    Check that the metric scale source of the settings exists.
+
+    :raises ValueError: if `scale_source` needs a source and there is none.
+    """
+    if source is None and settings.scale_source not in ('none', 'fixed'):
+        raise ValueError(f'scale_source is {settings.scale_source!r}, but nothing provides it')
+
+
+def _logs_and_weights(measurements: tuple[WindowMeasurement, ...]) -> tuple[Array, Array]:
+    logs = np.log([each.measurement.factor for each in measurements])
+    return logs, np.array([each.measurement.weight for each in measurements])
 
 
 def _weighted_median(values: Array, weights: Array) -> float:
-    """Find the value with half of the weight on each side."""
+    """Return the value with half of the weight on each side."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(reached, reached[-1] / 2)])

@@ -2,9 +2,9 @@
 """A prediction becomes geometry: cameras, intrinsics and depth in the window's own frame.
 
 The window's frame is the optical frame of its first camera, and its unit of length is the
-network's own: both change from window to window, `registration.py` relates them. Points are not
+prediction's own: both change from window to window, `registration.py` relates them. Points are not
 kept, since depth unprojected with the predicted cameras is more accurate than the point head
-(VGGT, section 4.4 and table 3), and is computed where somebody wants it.
+(VGGT, section 4.4 and table 3), and is computed on demand.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggt_ros.frames.preprocessor import Batch
+from vggt_ros.frames.batch import Batch
 from vggt_ros.geometry.camera import decode_pose, invert_rigid
 from vggt_ros.model.prediction import Prediction
 
-_FIELD_OF_VIEW = (0.02, 3.1)  # radians; a camera outside cannot be a pinhole camera
-_LARGEST = 1e6  # lengths are normalised to about 1 by training; beyond is a numerical accident
+_FIELD_OF_VIEW = (0.02, 3.1)  # radians, of a pinhole camera
+_MAX_LENGTH = 1e6  # training normalises lengths to about 1; more is a numerical failure
 
 
 class PredictionError(Exception):
-    """The network's output cannot be geometry; its window is rejected."""
+    """The network's output is not valid geometry; its window is rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """The geometry of one window, in its own frame and unit."""
+    """The geometry of one window, in its own frame and scale."""
 
     window_from_camera: npt.NDArray[np.float64]  # (S, 4, 4), rigid; the first is the identity
     intrinsics: npt.NDArray[np.float64]  # (S, 3, 3), pixels of the depth image
-    # By place in the window, of those frames whose depth was asked for.
+    # By index in the window, of the frames whose depth was predicted:
     depth: dict[int, npt.NDArray[np.float32]]  # (H, W), along the optical axis, > 0
     confidence: dict[int, npt.NDArray[np.float32]]  # (H, W), 1 and more, unitless
 
@@ -46,12 +46,12 @@ class Reconstruction:
 
 def reconstruct(prediction: Prediction, batch: Batch) -> Reconstruction:
     """
-    Turn the network's output for one window into geometry.
+    Decode the network's output for one window into geometry.
 
-    :param prediction: of one scene (B = 1), tensors on the CPU, with the depth that was asked
-        for.
+    :param prediction: of one scene (B = 1), tensors on the CPU, with the depth of
+        `batch.depth_indices`.
     :raises PredictionError: if a value is not finite, a field of view is not that of a pinhole
-        camera, or lengths are absurd.
+        camera, or a length is out of range.
     """
     if (
         prediction.pose_encodings is None
@@ -63,17 +63,17 @@ def reconstruct(prediction: Prediction, batch: Batch) -> Reconstruction:
     depth = prediction.depth[0].float().numpy()
     confidence = prediction.depth_confidence[0].float().numpy()
     _check(encoding.numpy(), depth, confidence)
-    height, width = batch.images.shape[-2:]
+    height, width = batch.image_size
     camera_from_world, intrinsics = decode_pose(encoding, height, width)
     world_from_camera = invert_rigid(camera_from_world)
     window_from_camera = invert_rigid(world_from_camera[0]) @ world_from_camera
     window_from_camera[0] = torch.eye(4)
-    places = batch.depth_indices
+    indices = batch.depth_indices
     return Reconstruction(
         window_from_camera.numpy(),
         intrinsics.numpy(),
-        dict(zip(places, depth, strict=True)),
-        dict(zip(places, confidence, strict=True)),
+        dict(zip(indices, depth, strict=True)),
+        dict(zip(indices, confidence, strict=True)),
     )
 
 
@@ -96,7 +96,7 @@ def _check(
             f'expected {low} to {high}'
         )
     farthest = max(np.abs(encoding[:, :3]).max(), float(depth.max()))
-    if farthest > _LARGEST:
+    if farthest > _MAX_LENGTH:
         raise PredictionError(f'a predicted length is {farthest:.3g}, expected less than 1e6')
     if depth.min() <= 0:
         raise PredictionError(f'a predicted depth is {depth.min():.3g}, expected more than 0')

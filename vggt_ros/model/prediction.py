@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+# What mapping needs. Without the point head: unprojected depth is more accurate (VGGT, table 3).
+HEADS = ('camera', 'depth')
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggt_ros.frames.preprocessor import Batch
+from vggt_ros.frames.batch import Batch
 from vggt_ros.geometry.camera import transform_points
 from vggt_ros.geometry.poses import Array
 from vggt_ros.mapping.reconstruction import Reconstruction
@@ -134,10 +134,10 @@ def refine_window(
     """
     # Where the lens saw nothing, nothing can be followed.
     confidence = {
-        place: values if (seen := batch.fitted[place].seen) is None else np.where(seen, values, 0)
+        place: values if (seen := batch.images[place].seen) is None else np.where(seen, values, 0)
         for place, values in reconstruction.confidence.items()
     }
-    followed = find_tracks(network, batch.images, confidence, settings)
+    followed = find_tracks(network, batch.stack(), confidence, settings)
     cameras = reconstruction.window_from_camera, reconstruction.intrinsics
     points = lift(followed, reconstruction.depth, *cameras)
     index = np.array([frame.camera for frame in batch.frames])

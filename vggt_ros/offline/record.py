@@ -24,7 +24,7 @@ from vggt_ros.offline.atomic_write import atomic_writer
 from vggt_ros.offline.refinement import Tracks
 
 FOLDER = 'windows'
-STEPS = ('preprocess', 'inference', 'reconstruct', 'align')
+STEPS = ('preprocess', 'inference', 'reconstruct', 'register')
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,13 @@ def make_record(update: MapUpdate, depth_steps: Array, tracks: Tracks | None = N
     :param tracks: through the frames of the window, in pixels of the network's image.
     """
     batch, geometry = update.batch, update.reconstruction
-    chosen = {i: update.chosen_pixels(i) for i, new in enumerate(update.is_new) if new}
-    moved = {} if update.closure is None else update.closure.corrections
+    chosen = {i: update.select_pixels(i) for i, new in enumerate(update.is_new) if new}
+    moved = {} if update.loop_closure is None else update.loop_closure.corrections
 
     def gather(images: dict[int, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         return np.concatenate([images[i].ravel()[at] for i, at in chosen.items()] or [_NOTHING])
 
-    colours = [batch.fitted[i].pixels.reshape(-1, 3)[at] for i, at in chosen.items()]
+    colours = [batch.images[i].pixels.reshape(-1, 3)[at] for i, at in chosen.items()]
     return Record(
         window_id=update.window_id,
         map_id=update.map_id,
@@ -138,7 +138,7 @@ def make_record(update: MapUpdate, depth_steps: Array, tracks: Tracks | None = N
         camera_frame=batch.frames[-1].camera_frame,
         window_from_camera=geometry.window_from_camera,
         intrinsics=geometry.intrinsics,
-        source_from_network=np.stack([image.source_from_network for image in batch.fitted]),
+        source_from_network=np.stack([image.source_from_network for image in batch.images]),
         network_size=np.array(geometry.image_size),
         source_size=np.array(batch.frames[-1].image.shape[:2]),
         map_from_window=_pack(update.registration.map_from_window),
@@ -150,8 +150,8 @@ def make_record(update: MapUpdate, depth_steps: Array, tracks: Tracks | None = N
         confidence=update.confidence,
         residual=0.0 if update.map_start_reason else float(update.registration.residual),
         inliers=1.0 if update.map_start_reason else float(update.registration.inliers),
-        trusted=bool(update.map_start_reason) or update.registration.trusted,
-        note='' if update.map_start_reason else update.registration.note,
+        trusted=bool(update.map_start_reason) or update.registration.accepted,
+        note='' if update.map_start_reason else update.registration.rejection_reason,
         seconds=np.array([update.seconds[step] for step in STEPS]),
         pixel_frame=np.repeat(
             np.array([batch.ids[i] for i in chosen], np.int64), [len(at) for at in chosen.values()]

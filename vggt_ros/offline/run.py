@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 import vggt_ros
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import PreprocessedImage
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import PreprocessedImage
 from vggt_ros.inference.network import Network, VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
 from vggt_ros.mapping.map_update import MapUpdate
@@ -194,19 +194,19 @@ def _write(folder: Path, update: MapUpdate, network: VGGTNetwork, options: RunOp
         depth = update.depth(i) / np.float32(update.world_from_window.scale)
         steps[i] = write_depth_png(folder / 'depth' / f'{name}.png', depth)
         if options.images:
-            shown = as_pinhole(update.batch.frames[i], update.batch.fitted[i])
+            shown = as_pinhole(update.batch.frames[i], update.batch.images[i])
             quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
             write_picture(folder / 'images' / f'{name}.jpg', shown[..., ::-1], quality)
     tracks = None
     if options.tracks:
         batch, confidence = update.batch, update.reconstruction.confidence
-        tracks = find_tracks(network, batch.images, confidence).tracks
+        tracks = find_tracks(network, batch.stack(), confidence).tracks
     make_record(update, steps, tracks).save(folder)
 
 
 def as_pinhole(frame: Frame, fitted: PreprocessedImage) -> npt.NDArray[np.uint8]:
     """Give the picture (H, W, 3) whose pixels `source_from_network` speaks of."""
-    if fitted.place is None:
+    if fitted.pixel_map is None:
         return frame.image
-    rows, columns = fitted.place
+    rows, columns = fitted.pixel_map
     return cv2.remap(frame.image, columns, rows, cv2.INTER_LINEAR)  # type: ignore[return-value]

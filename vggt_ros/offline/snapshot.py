@@ -53,7 +53,7 @@ def save_snapshot(
     :param place: of the newest picture that the engine took.
     """
     with atomic_writer(path) as file:
-        _Pickler(file, network, scale).dump({'place': place, 'engine': engine.state()})
+        _Pickler(file, network, scale).dump({'place': place, 'engine': engine.state_dict()})
 
 
 def load_snapshot(
@@ -68,9 +68,16 @@ def load_snapshot(
     try:
         with path.open('rb') as file:
             stored = _Unpickler(file, network, scale).load()
-        engine.restore(stored['engine'])
+        engine.load_state_dict(stored['engine'])
         return int(stored['place'])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise SnapshotError(
             f'{path} does not say where the reconstruction was: {error}'
         ) from error

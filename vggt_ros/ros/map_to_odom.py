@@ -91,7 +91,7 @@ class MapToOdom:
         odom_from_camera = self._look_up(update)
         if odom_from_camera is None:
             return
-        world_from_camera = update.map_from_camera[-1]
+        world_from_camera = update.world_from_camera[-1]
         newest_ns = update.batch.frames[-1].stamp_ns
         stamps = [newest_ns]
         if update.map_id != self._map_id:

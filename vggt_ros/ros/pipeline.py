@@ -56,7 +56,6 @@ class Pipeline:
         """
         self._node = node
         self._engine = engine
-        engine.wants_tracks = publishers.wants_tracks
         self._publishers = publishers
         self._counts = counts
         self._log = RateLimitedLog(node.get_logger())
@@ -69,7 +68,13 @@ class Pipeline:
         if map_to_odom is not None or scale_inputs.asks_frames:
             robot_frames.start(node)
         self._worker = InferenceWorker(
-            engine, self._decode, self._publish, window_stride, counts, self._complain
+            engine,
+            self._decode,
+            self._publish,
+            window_stride,
+            counts,
+            self._complain,
+            publishers.wants_tracks,
         )
         self._worker.start()
         self._scale_inputs = scale_inputs

@@ -99,7 +99,7 @@ class MapPublishers:
         :param arrived: when the image came that completed the window, `time.monotonic()`.
         :returns: S poses, camera-to-world.
         """
-        poses = make_poses(update.map_from_camera)
+        poses = make_poses(update.world_from_camera)
         for i, is_new in enumerate(update.is_new):
             if is_new:
                 self._publish_frame(update, i, poses[i])
@@ -132,7 +132,7 @@ class MapPublishers:
             height, width = geometry.image_size
             publisher.publish(make_camera_info(in_image, geometry.intrinsics[i], height, width))
         if publisher := self._heard('~/points'):
-            publisher.publish(make_cloud_message(in_world, update.points(i)))
+            publisher.publish(make_cloud_message(in_world, update.point_cloud(i)))
         if frame.camera == 0 and (publisher := self._heard('~/odometry')):
             child = self._settings.camera_frame_prefix
             known = update.covariance
@@ -147,8 +147,8 @@ class MapPublishers:
             publisher.publish(PoseArray(header=header, poses=poses))
         if update.map_start_reason:
             self._path.clear()
-        if update.closure is not None:
-            self._correct_path(update.closure.corrections)
+        if update.loop_closure is not None:
+            self._correct_path(update.loop_closure.corrections)
         self._rescale_path(update.metric.factor)
         self._path.extend(
             (

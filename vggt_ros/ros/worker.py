@@ -69,6 +69,7 @@ class InferenceWorker:
         capacity: int,
         counts: Counter[str],
         complain: Callable[[str, str], None],
+        wants_tracks: Callable[[], bool] = lambda: True,
     ) -> None:
         """
         Prepare the worker; `start` starts it.
@@ -85,6 +86,7 @@ class InferenceWorker:
         self._decode = decode
         self._publish = publish
         self._complain = complain
+        self._wants_tracks = wants_tracks
         self._capacity = capacity
         self._waiting: list[ReceivedFrameSet] = []
         self._left_out: list[ReceivedFrameSet] = []  # until one that came later is taken
@@ -160,12 +162,16 @@ class InferenceWorker:
 
     def _process(self, moment: ReceivedFrameSet, skipped_ns: list[int]) -> None:
         try:
-            update = self._engine.add(self._decode(moment), self._unseen_ns + skipped_ns)
+            update = self._engine.add(
+                self._decode(moment),
+                self._unseen_ns + skipped_ns,
+                with_tracks=self._wants_tracks(),
+            )
             self._unseen_ns = []
             if update is not None and not self._stopping:
                 self._publish(update, moment)
             if not self._waiting and not self._stopping:
-                self._engine.work_ahead()
+                self._engine.encode_ahead()
         except ImageError as error:
             # the engine has not seen these: it judges with the next image that can be decoded
             self._unseen_ns += skipped_ns

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggt_ros.engine import HEADS
-from vggt_ros.frames.preprocessor import Batch
+from vggt_ros.frames.batch import Batch
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import Load, make_noise_windows
 from vggt_ros.lab.benchmarks.naive_forward import naive_forward
 from vggt_ros.model import VGGT
 from vggt_ros.model.kernels import compile_layers
 from vggt_ros.model.packed_linear import pack_linear_layers
+from vggt_ros.model.prediction import HEADS
 
 Size = tuple[int, int, int, int]
 
@@ -52,13 +52,13 @@ def benchmark_network(
     network = VGGTNetwork(model, 'benchmark', False, 'float32')
     device = torch.device(network.device)
     network(batches[0], HEADS)
-    naive_forward(model, batches[0].images[None].to(device))
+    naive_forward(model, batches[0].stack(device)[None])
 
     def run_engine(batch: Batch) -> None:
         network(batch, HEADS)
 
     def run_naive(batch: Batch) -> None:
-        naive_forward(model, batch.images[None].to(device)).cpu()
+        naive_forward(model, batch.stack(device)[None]).cpu()
 
     flops = {
         'engine': count_flops(partial(run_engine, batches[1])),

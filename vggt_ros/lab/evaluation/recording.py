@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import sample_source
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import sample_source
 from vggt_ros.geometry.camera import unproject
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
@@ -130,11 +130,11 @@ def evaluate_recording(
         if update is None:
             continue
         known = maps.setdefault(update.map_id, _Map())
-        if update.closure is not None:
-            known.correct(update.closure.corrections)
+        if update.loop_closure is not None:
+            known.correct(update.loop_closure.corrections)
         _compare_depth(update, waiting, known, depths)
         _gather_points(update, waiting, known)
-        for frame, pose in zip(update.batch.frames, update.map_from_camera, strict=True):
+        for frame, pose in zip(update.batch.frames, update.world_from_camera, strict=True):
             shown = waiting[frame.stamp_ns]
             truths[shown.stamp] = shown
             known.poses.setdefault(shown.stamp, (update.window_id, pose))
@@ -194,18 +194,18 @@ def _compare_depth(
 def _gather_points(update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map) -> None:
     """Take some points of each new frame, as the map has them and as they were measured."""
     for i, frame in enumerate(update.batch.frames):
-        shot, fitted = shots[frame.stamp_ns], update.batch.fitted[i]
+        shot, fitted = shots[frame.stamp_ns], update.batch.images[i]
         depth = _measured(update, i, shot.depth)
         valid = depth > 0
         if not update.is_new[i] or not valid.any():
             continue
-        source = shot.intrinsics if fitted.calibrated is None else fitted.calibrated
+        source = shot.intrinsics if fitted.source_intrinsics is None else fitted.source_intrinsics
         matrix = torch.from_numpy(np.linalg.inv(fitted.source_from_network) @ source)
         in_camera = unproject(torch.from_numpy(depth).double(), matrix).numpy()[valid]
         pose = shot.world_from_camera
         measured = in_camera @ pose[:3, :3].T + pose[:3, 3]
         known.true_points.append(_thin(measured))
-        found = _thin(update.points(i).xyz.astype(np.float64))
+        found = _thin(update.point_cloud(i).xyz.astype(np.float64))
         known.points.append((update.window_id, found))
 
 
@@ -231,10 +231,10 @@ def compare_clouds(truth: Array, found: Array) -> tuple[float, float]:
 
 
 def _measured(update: MapUpdate, i: int, depth: Depth) -> Depth:
-    fitted = update.batch.fitted[i]
+    fitted = update.batch.images[i]
     rows, columns = np.indices(update.reconstruction.image_size)
     size = update.batch.frames[i].image.shape[:2]
-    return sample_source(depth, size, fitted.source_from_network, rows, columns, fitted.place)
+    return sample_source(depth, size, fitted.source_from_network, rows, columns, fitted.pixel_map)
 
 
 def recording_table(way: RecordingEvaluation) -> str:

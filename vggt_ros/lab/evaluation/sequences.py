@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch, PreprocessedImage
 from vggt_ros.frames.frame import Frame
-from vggt_ros.frames.preprocessor import Batch, PreprocessedImage
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference.network import Network
@@ -151,7 +151,7 @@ def evaluate_sequence(
     largest = max(mine.values(), key=len)
     windows = [(update.batch.ids, update.reconstruction) for update in largest]
     told = {'maps': len(maps), 'windows': len(largest)}
-    loops = sum(update.closure is not None for update in largest)
+    loops = sum(update.loop_closure is not None for update in largest)
     baselines: dict[str, dict[str, Any]] = {}
     try:
         joined = join_by_centres(windows)

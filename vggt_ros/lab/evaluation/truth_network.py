@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggt_ros.frames.preprocessor import Batch, PreprocessedImage
+from vggt_ros.frames.batch import Batch, PreprocessedImage
 from vggt_ros.geometry.camera import encode_pose, invert_rigid, project
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import matrix_from_quaternion
@@ -108,7 +108,7 @@ class TruthNetwork:
         """Say what the cameras of this batch really see."""
         if not set(heads) <= {'camera', 'depth', 'tracks'}:
             raise ValueError(f'the truth is asked for {heads}, it has camera, depth and tracks')
-        height, width = batch.images.shape[-2:]
+        height, width = batch.image_size
         stamps = [frame.stamp_ns for frame in batch.frames]
         generator = np.random.default_rng([self._seed, batch.window_id])
         scale, window_from_room = _random_frame(generator)
@@ -137,7 +137,7 @@ class TruthNetwork:
         queries = batch.queries
         if queries is None:
             return {}
-        height, width = batch.images.shape[-2:]
+        height, width = batch.image_size
         stamps = [frame.stamp_ns for frame in batch.frames]
         points = np.zeros((len(queries.ids), 3))
         for i, stamp in enumerate(stamps):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggt_ros.frames.preprocessor import Batch
+from vggt_ros.frames.batch import Batch
 from vggt_ros.geometry.poses import Array
 from vggt_ros.inference.network import Network, load_network
 from vggt_ros.lab.evaluation.truth_network import TruthNetwork, World

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vggt_ros.frames.preprocessor import PreprocessedImage, fit_image, sample_source, stack_images
+from vggt_ros.frames.batch import PreprocessedImage, sample_source, stack_images
+from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points, unproject
 from vggt_ros.io.rgbd import RgbdFrame, RgbdRecording
 from vggt_ros.lab.synthetic.windows import SPLITS
