@@ -60,9 +60,7 @@ def test_a_closed_loop_takes_the_drift_out_of_the_map() -> None:
     updates, closed = run('loop', loop_closure=True)
     _, free = run('loop')
     assert free['loops'] == 0 and closed['loops'] >= 1
-    ends = [
-        (u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure is not None
-    ]
+    ends = [(u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure]
     assert ends[-1][0] < 3 and ends[-1][1] > 120
     assert closed['ate_percent'] < 0.6 * free['ate_percent']
     assert closed['rotation_deg'] < 0.8 * free['rotation_deg']
@@ -79,9 +77,7 @@ def test_turning_once_on_the_spot_is_a_loop_too() -> None:
 def test_few_remembered_windows_suffice() -> None:
     updates, closed = run('loop', loop_closure=True, loop_windows=20)
     assert closed['loops'] >= 1
-    ends = [
-        (u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure is not None
-    ]
+    ends = [(u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure]
     assert ends[-1][0] < 3 and ends[-1][1] > 115
 
 

@@ -24,7 +24,7 @@ PACKAGE = ROOT / 'vggt_ros'
 
 # The data flow, first to last: a module imports only from rows above its own, or its own part.
 FLOW = (
-    {'settings', 'geometry'},
+    {'settings', 'geometry', 'state_dict'},
     {'frames'},
     {'model'},
     {'inference'},
