@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Synthetic camera, node and RViz: what the package does, to look at, without any camera.
+Synthetic camera, node and RViz: a demonstration without a camera.
 
-The arguments of vggt.launch.py may be given, too: they reach it unchanged.
+Takes the arguments of vggt.launch.py, too.
 """
 
 from launch import LaunchDescription
@@ -14,7 +14,7 @@ from launch_ros.substitutions import FindPackageShare
 
 
 def generate_launch_description():
-    """Describe the three processes."""
+    """Start the three processes."""
     node = PathJoinSubstitution([FindPackageShare('vggt_ros'), 'launch', 'vggt.launch.py'])
     return LaunchDescription(
         [

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Start the node, bring it to *active*, and RViz on demand.
+Start the node, configure and activate it, and start RViz on request.
 
     ros2 launch vggt_ros vggt.launch.py image_topic:=/camera/image_raw rviz:=true
 
-Event handlers bring the node up, the same way on Humble, Jazzy and Kilted; the `autostart` of
-newer launch_ros does not exist on Humble. Settings keep the node's own defaults: those of
-`GIVEN_ON` are handed on only where they are given.
+Event handlers trigger the transitions, the same way on Humble, Jazzy and Kilted; the `autostart`
+of newer launch_ros does not exist on Humble. Parameters keep the node's own defaults: those of
+`FORWARDED` are set only if the argument is not empty.
 """
 
 import os
@@ -27,42 +27,46 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
+from vggt_ros.io import names
+
 CONFIG = os.path.join(get_package_share_directory('vggt_ros'), 'config')
 PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
-RVIZ_TOPICS = ('poses', 'path', 'odometry', 'points', 'depth/image_rect', 'depth/confidence')
+RVIZ_TOPICS = (
+    names.POSES,
+    names.PATH,
+    names.ODOMETRY,
+    names.POINTS,
+    names.DEPTH,
+    names.CONFIDENCE,
+)
 
 ARGUMENTS = {
-    'namespace': ('', 'namespace of the node and of its relative topics'),
-    'node_name': ('vggt', 'name of the node'),
-    'image_topic': ('image_raw', 'topic of the images; JPEG or PNG on <image_topic>/compressed'),
+    'namespace': ('', 'namespace of the node and its relative topics'),
+    'node_name': (names.NODE, 'name of the node'),
+    'image_topic': (names.IMAGE, 'image topic; JPEG or PNG on <image_topic>/compressed'),
     'image_topics': ('', 'image topics of several cameras, separated by spaces'),
-    'camera_info_topic': ('camera_info', "topic of the camera's calibration"),
-    'scale_source': ('', 'none, fixed, tf, odometry or depth; empty: as in the params file'),
-    'odometry_topic': ('odometry', "topic of the robot's odometry, for scale_source odometry"),
-    'depth_topic': ('sensor_depth', 'topic of registered depth, for scale_source depth'),
-    'checkpoint': ('', 'weights of the network; empty: as in the params file'),
-    'device': ('', 'torch device; empty: as in the params file'),
+    'camera_info_topic': (names.CAMERA_INFO, 'calibration topic'),
+    'scale_source': ('', 'none, fixed, tf, odometry or depth; empty: as in params_file'),
+    'odometry_topic': (names.ODOMETRY_INPUT, 'robot odometry, for scale_source odometry'),
+    'depth_topic': (names.SENSOR_DEPTH, 'registered depth images, for scale_source depth'),
+    'checkpoint': ('', 'weights of the network; empty: as in params_file'),
+    'device': ('', 'torch device; empty: as in params_file'),
     'params_file': (os.path.join(CONFIG, 'vggt.yaml'), 'parameter file; none: the defaults'),
-    'use_sim_time': ('false', 'take the time from /clock'),
+    'use_sim_time': ('false', 'use the time of /clock'),
     'rviz': ('false', 'start RViz too'),
     'log_level': ('info', 'debug, info, warn, error or fatal'),
     'autostart': ('true', 'configure and activate the node'),
     'fastdds_profile': (
         os.path.join(CONFIG, 'fastdds.xml'),
-        'Fast DDS profile for large messages, unless the environment names one; none: not any',
+        'Fast DDS profile for large messages, unless the environment has one; none: no profile',
     ),
 }
-NONE = ('', 'none')  # the command line cannot give an empty value
-GIVEN_ON = (
-    'checkpoint',
-    'device',
-    'scale_source',
-    'image_topics',
-)  # to the node, where they are not empty
+NONE = ('', 'none')  # the command line cannot pass an empty value
+FORWARDED = ('checkpoint', 'device', 'scale_source', 'image_topics')  # to parameters of the node
 
 
 def generate_launch_description():
-    """List the arguments; what they mean for the actions is known when they are."""
+    """Declare the arguments; the actions depend on their values."""
     return LaunchDescription(
         [
             *(
@@ -89,10 +93,10 @@ def _make_node(values):
     parameters = []
     if values['params_file'] not in NONE:
         if not os.path.isfile(values['params_file']):  # launch_ros would only warn
-            raise RuntimeError(f"params_file is '{values['params_file']}', which is no file")
+            raise RuntimeError(f"params_file is '{values['params_file']}', expected a file")
         parameters.append(values['params_file'])
     parameters.append({'use_sim_time': _is_true(values['use_sim_time'])})
-    parameters += [{name: values[name]} for name in GIVEN_ON if values[name]]
+    parameters += [{name: values[name]} for name in FORWARDED if values[name]]
     return LifecycleNode(
         package='vggt_ros',
         executable='vggt_node',
@@ -100,11 +104,11 @@ def _make_node(values):
         namespace=values['namespace'],
         parameters=parameters,
         remappings=[
-            ('image_raw', values['image_topic']),
-            ('image_raw/compressed', f'{values["image_topic"]}/compressed'),
-            ('camera_info', values['camera_info_topic']),
-            ('odometry', values['odometry_topic']),
-            ('sensor_depth', values['depth_topic']),
+            (names.IMAGE, values['image_topic']),
+            (names.compressed_topic(names.IMAGE), names.compressed_topic(values['image_topic'])),
+            (names.CAMERA_INFO, values['camera_info_topic']),
+            (names.ODOMETRY_INPUT, values['odometry_topic']),
+            (names.SENSOR_DEPTH, values['depth_topic']),
         ],
         arguments=['--ros-args', '--log-level', values['log_level']],
         output='screen',
@@ -112,7 +116,7 @@ def _make_node(values):
 
 
 def _bring_up(node):
-    """Configure now; activate when configured. A failure leaves the node unconfigured."""
+    """Configure now, activate when configured; after a failure the node stays unconfigured."""
 
     def change(transition):
         return EmitEvent(
@@ -131,15 +135,18 @@ def _bring_up(node):
 
 
 def _make_rviz(values):
-    place = '/'.join(['', *values['namespace'].strip('/').split('/'), values['node_name']])
-    place = place.replace('//', '/')
+    node = '/'.join(['', *values['namespace'].strip('/').split('/'), values['node_name']])
+    node = node.replace('//', '/')
     return Node(
         package='rviz2',
         executable='rviz2',
         arguments=['-d', os.path.join(CONFIG, 'vggt.rviz')],
         parameters=[{'use_sim_time': _is_true(values['use_sim_time'])}],
-        remappings=[(f'/vggt/{topic}', f'{place}/{topic}') for topic in RVIZ_TOPICS]
-        + [('/image_raw', values['image_topic'])],
+        remappings=[
+            (names.resolve_private(topic), names.resolve_private(topic, node))
+            for topic in RVIZ_TOPICS
+        ]
+        + [(f'/{names.IMAGE}', values['image_topic'])],
         namespace=values['namespace'],
     )
 
@@ -152,5 +159,5 @@ def _set_profile(profile):
 
 def _is_true(text):
     if text.lower() not in ('true', 'false'):
-        raise ValueError(f"a launch argument is '{text}', expected true or false")
+        raise ValueError(f"launch argument is '{text}', expected true or false")
     return text.lower() == 'true'

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The node as its users see it: a process of its own, reached over DDS only.
+The node as its users run it: a process of its own, reached over DDS only.
 
 `NodeProcess` starts `fake_node.py` in a ROS domain of its own; `Driver` is the rest of the robot:
-it drives the lifecycle, publishes images and keeps everything that comes back.
+it triggers transitions, publishes images and keeps all messages of the node.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from vggt_ros.io.message_reading import ns_from_time
-from vggt_ros.ros.messages import make_header
+from vggt_ros.io.names import resolve_private
+from vggt_ros.ros.messages import builder
 from vggt_ros.ros.publish import TOPICS
 
-# Importing torch and rclpy takes half a minute on a slow machine: one process does it, and every
-# node is forked from that one, in which nothing of ROS runs.
+# Importing torch and rclpy takes half a minute on a slow machine: one process imports them, and
+# every node is forked from it; ROS is not initialised there.
 START = multiprocessing.get_context('forkserver')
 START.set_forkserver_preload(['pytest', 'vggt_ros.ros.node'])
-SIZE, STRIDE = 8, 6  # the stride is large, so that a slow test machine thins nothing
+SIZE, STRIDE = 8, 6  # the stride is large, so that a slow test machine drops nothing
 ARGUMENTS = {
     'min_parallax': 0.0,
     'window_size': SIZE,
@@ -67,7 +68,7 @@ def make_image(number, width=64, height=48, frame='camera', red=COLOUR[0]):
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = (COLOUR[2], COLOUR[1], red)
     return Image(
-        header=make_header(frame, stamp_of(number)),
+        header=builder.header(frame, stamp_of(number)),
         height=height,
         width=width,
         encoding='bgr8',
@@ -98,36 +99,36 @@ class NodeProcess:
         raise KeyError(key)
 
     def shared_memory(self):
-        """Name the segments of shared memory that DDS in the process uses, ports left out."""
+        """Return the names of DDS's shared-memory segments in the process, without ports."""
         maps = Path(f'/proc/{self.process.pid}/maps').read_text()
         return set(re.findall(r'/dev/shm/fast(?:rtps|dds)_[0-9a-f]{16}\b', maps))
 
-    def said(self):
+    def output(self):
         return self.log.read_text()
 
     def stacks(self):
-        """Return what the process said, where its threads are at last."""
+        """Return the output, with the stacks of the threads at the end."""
         if self.process.is_alive():
             os.kill(self.process.pid, fake_node.STACKS)
             time.sleep(1)
-        return self.said()
+        return self.output()
 
     def leave(self, number=signal.SIGINT):
         """
         Send a signal; return the exit code and the seconds it took.
 
-        A virtual machine can stand still for a second. What this process oversleeps is the
-        machine's time, not the node's, and is not counted; elsewhere that is nothing.
+        A virtual machine can pause for a second. The time that this process oversleeps is the
+        machine's, not the node's, and is subtracted.
         """
         started = before = time.monotonic()
-        stood_still = 0.0
+        paused = 0.0
         os.kill(self.process.pid, number)
         while self.process.is_alive() and before - started < 20:
             time.sleep(0.005)
             now = time.monotonic()
-            stood_still += max(0.0, now - before - 0.02)
+            paused += max(0.0, now - before - 0.02)
             before = now
-        return self.process.exitcode, before - started - stood_still
+        return self.process.exitcode, before - started - paused
 
     def kill(self):
         if self.process.is_alive():
@@ -149,9 +150,9 @@ class Driver:
         self.got = {}
         qos = QoSProfile(depth=200)
         for topic in topics:
-            self._listen(TOPICS[topic], topic.replace('~', '/vggt'), topic[2:], qos)
-        self._listen(TFMessage, '/tf', 'tf', qos)
-        self._listen(DiagnosticArray, '/diagnostics', 'diagnostics', qos)
+            self.listen(TOPICS[topic], resolve_private(topic), topic[2:], qos)
+        self.listen(TFMessage, '/tf', 'tf', qos)
+        self.listen(DiagnosticArray, '/diagnostics', 'diagnostics', qos)
         self.images = self.node.create_publisher(Image, 'image_raw', qos)
         self.jpegs = self.node.create_publisher(CompressedImage, 'image_raw/compressed', qos)
         self.infos = self.node.create_publisher(CameraInfo, 'camera_info', qos)
@@ -165,7 +166,8 @@ class Driver:
             name: self.node.create_client(kind, f'/vggt/{name}') for name, kind in services.items()
         }
 
-    def _listen(self, kind, topic, name, qos):
+    def listen(self, kind, topic, name, qos):
+        """Subscribe, and keep the messages under a name."""
         self.got[name] = []
         self.node.create_subscription(kind, topic, self.got[name].append, qos)
 
@@ -174,12 +176,12 @@ class Driver:
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
-    def spin_until(self, condition, seconds=60.0, what='it'):
+    def spin_until(self, condition, seconds=60.0, what='result'):
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                said = self.node_process.stacks()
-                raise AssertionError(f'waited {seconds} s for {what} in vain; the node:\n{said}')
+                output = self.node_process.stacks()
+                raise AssertionError(f'no {what} after {seconds} s; the node:\n{output}')
             self.executor.spin_once(timeout_sec=0.05)
 
     def spin_for(self, seconds):
@@ -191,15 +193,15 @@ class Driver:
         client = self.clients[service]
         self.spin_until(client.service_is_ready, seconds, service)
         future = client.call_async(request)
-        self.spin_until(future.done, seconds, f'the answer of {service}')
+        self.spin_until(future.done, seconds, f'response of {service}')
         return future.result()
 
     def change(self, *names):
-        """Ask for transitions; return whether the last one succeeded."""
+        """Request transitions; return whether the last one succeeded."""
         for name in names:
             request = ChangeState.Request(transition=Transition(id=TRANSITIONS[name]))
-            answer = self.call('change_state', request)
-        return answer.success
+            response = self.call('change_state', request)
+        return response.success
 
     def state(self):
         return self.call('get_state', GetState.Request()).current_state.label
@@ -209,9 +211,9 @@ class Driver:
         return self.call('set_parameters', SetParameters.Request(parameters=parameters)).results[0]
 
     def settle(self, publisher=None):
-        """Wait until node and driver have found each other's topics; forget what came."""
+        """Wait until node and driver have discovered each other; clear the messages."""
         publisher = publisher or self.images
-        self.spin_until(lambda: publisher.get_subscription_count() > 0, what='the subscription')
+        self.spin_until(lambda: publisher.get_subscription_count() > 0, what='subscription')
         self.got['diagnostics'].clear()
         self.spin_until(lambda: self.got['diagnostics'], what='diagnostics')
         self.spin_for(0.15)
@@ -219,9 +221,9 @@ class Driver:
             messages.clear()
 
     def send(self, numbers, make=make_image, **how):
-        """Publish images, of our picture by default, no faster than the node takes them."""
+        """Publish images no faster than the node processes them."""
         numbers = list(numbers)
-        for first in range(0, len(numbers), STRIDE):  # as many may wait in the node
+        for first in range(0, len(numbers), STRIDE):  # the capacity of the node
             chunk = numbers[first : first + STRIDE]
             received = int(self.health()[1].get('received', 0)) + len(chunk)
             for number in chunk:
@@ -240,7 +242,7 @@ class Driver:
         return status, {pair.key: pair.value for pair in status.values}
 
     def wait_health(self, seconds=60.0, **expected):
-        """Wait until the diagnostics say this."""
+        """Wait until the diagnostics have these values."""
         deadline = time.monotonic() + seconds
         expected = {key: str(value) for key, value in expected.items()}
         while True:

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Use(IntEnum):
-    """What a test process needs a domain of its own for."""
+    """The uses for which a test process needs a domain of its own."""
 
     NODE = 0
     SLOW_NODE = 1
@@ -22,6 +22,6 @@ def own_domain(use: Use) -> int:
     """
     Choose the domain of this process for one use.
 
-    :returns: 1 to 100: the ports of higher domains are also given to other programs.
+    :returns: 1 to 100: the ports of higher domains are also used by other programs.
     """
     return 1 + (len(Use) * os.getpid() + use) % 100

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-A camera at 30 Hz and a network that is much too slow, for as long as you like.
+A camera at 30 Hz and a network that is much too slow, for many minutes.
 
     python3 test/soak.py --minutes 10
 
 Latency must stay bounded, images must be dropped and counted, no window may be dropped, memory
-must not grow. The ordinary test does the same for some seconds.
+must not grow. The test of the node does the same for some seconds.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vggt_ros.io.message_reading import ns_from_time
 RATE = 30.0  # images per second
 STAMP_STEP = 1 / 3  # image numbers per image: stamps of 30 Hz, as `make_image` counts 10 Hz
 
-_SLACK = 0.5  # seconds that an image is on its way
+_SLACK = 0.5  # seconds of transport
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a soak measured."""
+    """The measurements of one soak."""
 
     sent: int
     windows: int
@@ -50,7 +50,7 @@ class Figures:
 
 def run_soak(node: NodeProcess, driver: Driver, minutes: float) -> Figures:
     """
-    Stream into a node and check what comes out.
+    Stream images into a node and check its output.
 
     :raises AssertionError: if a window is missing, the latency grows or an image is not counted.
     """
@@ -75,13 +75,13 @@ def run_soak(node: NodeProcess, driver: Driver, minutes: float) -> Figures:
     def count_left() -> int:
         return sent - dropped - SIZE - STRIDE * (len(reports) - 1)
 
-    driver.spin_until(lambda: count_left() < STRIDE, what='the window that is still computed')
+    driver.spin_until(lambda: count_left() < STRIDE, what='last window')
     assert count_left() >= 0, (sent, dropped, len(reports))
     latencies = np.array([report.total_seconds for report in reports])
     assert [report.window_id for report in reports] == list(range(len(reports)))
     assert {report.map_id for report in reports} == {0}
     assert {report.overlap for report in reports[1:]} == {SIZE - STRIDE}
-    # whatever a window holds was sent while the one before was computed, or later
+    # the images of a window were sent while the previous one was computed, or later
     arrived = np.array([sent_at[ns_from_time(report.stamps[-1])] for report in reports])
     published = arrived + latencies
     assert (arrived[2:] > published[:-2] - _SLACK).all(), latencies

@@ -5,9 +5,9 @@ Thousands of windows of the small network in one process, whose memory must not 
 
     python3 test/soak_memory.py --windows 10000
 
-The embedded weights, the engine, and the publishers of the node with somebody who listens to every
-topic; images come as fast as they are taken. Memory is read in ten steps, the first of which is
-the measure: libraries have filled their pools by then.
+The embedded weights, the engine, and the publishers of the node with a subscriber to every topic;
+images come as fast as they are processed. Memory is read in ten steps; the first is the reference,
+since libraries have filled their pools by then.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from ros_domain import Use, own_domain
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
 from vggt_ros.inference.network import load_network
+from vggt_ros.io.names import resolve_private
 from vggt_ros.lab.evaluation.truth_network import World
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import TOPICS, MapPublishers
 from vggt_ros.settings import ModelSettings, Settings
 
 PERIOD_NS = 33_333_333
-_PICTURES = 48  # that are shown forwards and backwards
+_IMAGES = 48  # that are played forwards and backwards
 _HALF_ROOM = np.array([4.0, 3.0, 5.0])  # metres
-_PATH = 100  # poses that ~/path keeps: it has all of them long before the first measure
+_PATH = 100  # poses in ~/path: reached long before the first reading
 _OF_A_FRAME, _OF_A_WINDOW = 5, 3  # messages
-_LONGEST = 30.0  # seconds that they take
+_TIMEOUT = 30.0  # seconds
 _ALLOWED = 0.01  # growth of the memory
 
 
 def resident_memory(process: str | int = 'self') -> int:
-    """Read the bytes of memory that a process holds."""
+    """Read the resident memory of a process in bytes."""
     for line in Path(f'/proc/{process}/status').read_text().splitlines():
         if line.startswith('VmRSS:'):
             return 1024 * int(line.split()[1])
@@ -49,17 +50,17 @@ def resident_memory(process: str | int = 'self') -> int:
 
 
 def move(stamps_ns: list[int]) -> np.ndarray:
-    """Let a camera go sideways through the room: (S, 4, 4), room_from_camera."""
+    """Return poses that move sideways through the room: (S, 4, 4), room_from_camera."""
     cameras = np.tile(np.eye(4), (len(stamps_ns), 1, 1))
     cameras[:, 0, 3] = -1 + 1.5e-9 * np.array(stamps_ns)
     return cameras
 
 
 class Soak:
-    """The engine, and publishers with listeners."""
+    """The engine, and publishers with subscribers."""
 
     def __init__(self) -> None:
-        # small windows, since it is their number that counts
+        # small windows, since their number matters
         settings = Settings.from_flat(
             {'window_size': 4, 'window_stride': 2, 'resolution': 56, 'min_parallax': 0.0}
         )
@@ -68,34 +69,34 @@ class Soak:
         self.listener = rclpy.create_node('listener')
         self.received = 0
         for topic, kind in TOPICS.items():
-            name = topic.replace('~', '/soak')
+            name = resolve_private(topic, '/soak')
             self.listener.create_subscription(kind, name, self._count, 20, raw=True)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.listener)
         self.publishers = MapPublishers(self.node, NodeSettings(max_path=_PATH))
         world = World(_HALF_ROOM, move)
-        self._pictures = [world.paint(i * PERIOD_NS, 120, 160) for i in range(_PICTURES)]
+        self._images = [world.paint(i * PERIOD_NS, 120, 160) for i in range(_IMAGES)]
         self._sent = 0
 
     def run_window(self) -> None:
         """Send images until a window has been published."""
         update = None
         while update is None:
-            turn = self._sent % (2 * _PICTURES - 2)
-            picture = self._pictures[min(turn, 2 * _PICTURES - 2 - turn)]
-            update = self.engine.add(Frame(picture, self._sent * PERIOD_NS, 'camera'))
+            index = self._sent % (2 * _IMAGES - 2)
+            image = self._images[min(index, 2 * _IMAGES - 2 - index)]
+            update = self.engine.add(Frame(image, self._sent * PERIOD_NS, 'camera'))
             self._sent += 1
         self.publishers.publish(update, time.monotonic())
         expected = self.received + _OF_A_FRAME * sum(update.is_new) + _OF_A_WINDOW
-        deadline = time.monotonic() + _LONGEST
+        deadline = time.monotonic() + _TIMEOUT
         while self.received < expected:
-            self._executor.spin_once(timeout_sec=_LONGEST)
+            self._executor.spin_once(timeout_sec=_TIMEOUT)
             if time.monotonic() > deadline:
-                raise TimeoutError(f'{expected - self.received} messages have not come')
+                raise TimeoutError(f'{expected - self.received} messages are missing')
 
     def wait_for_listener(self) -> None:
-        """Wait until every publisher knows of it, and it of them."""
-        while not all(self.node.count_subscribers(t.replace('~', '/soak')) for t in TOPICS):
+        """Wait until the listener and all publishers are matched."""
+        while not all(self.node.count_subscribers(resolve_private(t, '/soak')) for t in TOPICS):
             time.sleep(0.01)
         time.sleep(1)  # the endpoints match a little later
 

@@ -21,7 +21,7 @@ from ros_domain import Use, own_domain
 DOMAIN = own_domain(Use.LAUNCH)
 LONGEST = 180.0  # seconds until active, with torch imported on a slow machine
 
-# The folder launch/ of this repository looks like a package named launch: ask for launch_ros.
+# The folder launch/ of this repository looks like a package named launch, so look for launch_ros.
 pytestmark = pytest.mark.skipif(
     shutil.which('ros2') is None or importlib.util.find_spec('launch_ros') is None,
     reason='no `ros2 launch` here: ros2cli and launch_ros are not installed',
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def asker():
+def client_node():
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=DOMAIN)
-    node = rclpy.create_node('asker', context=context)
+    node = rclpy.create_node('client_node', context=context)
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(node)
     yield node, executor
@@ -48,22 +48,22 @@ def start(log, *arguments):
             env={**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN)},
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that `end` reaches the node, too
-            # A shell that runs the tests in the background has them ignore SIGINT, and launch
-            # would inherit that.
+            start_new_session=True,  # `end` kills the group, the node included
+            # A shell that runs the tests in the background makes them ignore SIGINT, which launch
+            # would inherit.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
 def end(process):
-    """Leave nothing running, whatever happened."""
+    """Kill all processes of the launch."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def wait_for_state(asker, service, wanted):
-    node, executor = asker
+def wait_for_state(client_node, service, wanted):
+    node, executor = client_node
     client = node.create_client(GetState, service)
     deadline = time.monotonic() + LONGEST
     state = 'absent'
@@ -76,7 +76,9 @@ def wait_for_state(asker, service, wanted):
     return state
 
 
-def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(asker, tmp_path):
+def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(
+    client_node, tmp_path
+):
     log = tmp_path / 'log'
     process = start(
         log,
@@ -84,13 +86,13 @@ def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(
         *('scale_source:=odometry', 'odometry_topic:=/wheel/odometry'),
     )
     try:
-        assert wait_for_state(asker, '/robot/vggt/get_state', 'active') == 'active', (
+        assert wait_for_state(client_node, '/robot/vggt/get_state', 'active') == 'active', (
             log.read_text()
         )
-        topics = dict(asker[0].get_topic_names_and_types())
+        topics = dict(client_node[0].get_topic_names_and_types())
         assert topics['/front/image'] == ['sensor_msgs/msg/Image']
-        assert asker[0].count_subscribers('/front/image') == 1
-        assert asker[0].count_subscribers('/wheel/odometry') == 1
+        assert client_node[0].count_subscribers('/front/image') == 1
+        assert client_node[0].count_subscribers('/wheel/odometry') == 1
         assert '/robot/vggt/points' in topics
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
@@ -99,26 +101,26 @@ def test_the_node_becomes_active_under_the_given_names_and_ends_with_the_launch(
     assert 'Traceback' not in log.read_text()
 
 
-def test_a_bad_setting_leaves_the_node_unconfigured_with_a_sentence(asker, tmp_path):
+def test_a_bad_setting_leaves_the_node_unconfigured_with_an_error(client_node, tmp_path):
     log = tmp_path / 'log'
     process = start(log, 'checkpoint:=/nowhere/weights.pt')
     try:
         deadline = time.monotonic() + LONGEST
-        while 'cannot be configured' not in log.read_text() and time.monotonic() < deadline:
+        while 'configuration failed' not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert '/nowhere/weights.pt' in log.read_text()
-        assert wait_for_state(asker, '/vggt/get_state', 'unconfigured') == 'unconfigured'
+        assert wait_for_state(client_node, '/vggt/get_state', 'unconfigured') == 'unconfigured'
         process.send_signal(signal.SIGINT)
-        process.wait(60)  # launch itself takes long to end on a full machine
+        process.wait(60)  # launch itself takes long to end on a loaded machine
     finally:
         end(process)
 
 
-def test_a_parameter_file_that_is_not_there_ends_the_launch(tmp_path):
+def test_a_missing_parameter_file_ends_the_launch(tmp_path):
     log = tmp_path / 'log'
     process = start(log, 'params_file:=/nowhere/mine.yaml')
     try:
         assert process.wait(LONGEST) == 1
     finally:
         end(process)
-    assert "params_file is '/nowhere/mine.yaml', which is no file" in log.read_text()
+    assert "params_file is '/nowhere/mine.yaml', expected a file" in log.read_text()

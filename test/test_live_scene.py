@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node publishes becomes a bounded scene."""
+"""The published map of a node becomes a bounded scene."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from vggt_ros.msg import WindowReport
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
 from vggt_ros.io.message_reading import read_cloud
-from vggt_ros.mapping.map_update import PointCloud
-from vggt_ros.ros.messages import make_cloud_message, make_header, make_poses, time_from_ns
+from vggt_ros.ros.messages import builder
 from vggt_ros.ros.parameters import NodeSettings
 from vggt_ros.ros.publish import MapPublishers
 from vggt_ros.settings import Settings
@@ -33,19 +32,19 @@ COUNT = 40  # points of a frame
 
 
 def report(window, numbers, **changes):
-    """Report a window whose frames stand as many units to the right as their number says."""
+    """Report a window of frames at x = their number."""
     poses = np.tile(np.eye(4), (len(numbers), 1, 1))
     poses[:, 0, 3] = numbers
     parts = {
         'window_id': window,
         'map_id': 3,
-        'stamps': [time_from_ns(number * STEP) for number in numbers],
+        'stamps': [builder.time(number * STEP) for number in numbers],
         'frame_ids': list(numbers),
-        'poses': make_poses(poses),
+        'poses': builder.poses(poses),
         'intrinsics': LENS * len(numbers),
         'width': 56,
         'height': 42,
-        'aligned': True,
+        'registered': True,
         'model': 'a model',
         'model_trained': True,
     }
@@ -56,13 +55,11 @@ def cloud(number, count=COUNT):
     values = np.arange(count, dtype=np.float32)
     xyz = np.stack([values, values, np.full_like(values, number)], axis=-1)
     rgb = np.tile(np.array([number, 20, 30], np.uint8), (count, 1))
-    return make_cloud_message(
-        make_header('world', number * STEP), PointCloud(xyz, rgb, 1 + values)
-    )
+    return builder.point_cloud(builder.header('world', number * STEP), xyz, rgb, 1 + values)
 
 
 def image(number):
-    header = make_header('camera', number * STEP)
+    header = builder.header('camera', number * STEP)
     pixels = np.full((240, 320, 3), (number, 100, 200), np.uint8)
     return Image(
         header=header, height=240, width=320, encoding='rgb8', step=960, data=pixels.tobytes()
@@ -80,17 +77,17 @@ def test_a_cloud_is_read_back_with_its_confidence():
         read_cloud(without)
 
 
-def test_points_and_pictures_find_the_camera_of_their_stamp():
+def test_points_and_images_are_matched_to_cameras_by_stamp():
     live = LiveScene('/vggt')
-    assert live.newest() is None
+    assert live.snapshot_if_changed() is None
     for number in (1, 2):
-        live.take_image(image(number))
-    live.take_points(cloud(1))
-    assert live.newest() is None  # nobody knows yet which map the points belong to
-    live.take_window(report(0, [1, 2, 5]))
-    live.take_points(cloud(2))  # comes after its report
-    scene = live.newest()
-    assert live.newest() is None
+        live.add_image(image(number))
+    live.add_points(cloud(1))
+    assert live.snapshot_if_changed() is None  # the map of the points is not known yet
+    live.add_window(report(0, [1, 2, 5]))
+    live.add_points(cloud(2))  # comes after its report
+    scene = live.snapshot_if_changed()
+    assert live.snapshot_if_changed() is None
     assert [camera.stamp_ns for camera in scene.cameras] == [STEP, 2 * STEP, 5 * STEP]
     assert [camera.world_from_camera[0, 3] for camera in scene.cameras] == [1, 2, 5]
     assert np.array_equal(scene.frame, np.repeat([0, 1], COUNT))
@@ -105,46 +102,46 @@ def test_points_and_pictures_find_the_camera_of_their_stamp():
     assert (scene.title, scene.unit) == ('/vggt: a model, map 3', 'units of the network')
 
 
-def test_a_later_report_moves_cameras_and_says_what_is_wrong():
+def test_a_later_report_updates_poses_and_warnings():
     live = LiveScene('/vggt')
-    live.take_window(report(0, [1, 2]))
-    later = report(1, [2, 3], aligned=False, rejection_reason='too few points')
+    live.add_window(report(0, [1, 2]))
+    later = report(1, [2, 3], registered=False, rejection_reason='too few points')
     later.poses[0].position.x = 2.5
     later.model_trained, later.scale_valid = False, True
-    live.take_window(later)
-    scene = live.newest()
+    live.add_window(later)
+    scene = live.snapshot_if_changed()
     assert [camera.world_from_camera[0, 3] for camera in scene.cameras] == [1, 2.5, 3]
     assert 'untrained' in scene.warning and 'too few points' in scene.warning
     assert scene.unit == 'm'
 
 
 @pytest.mark.parametrize('change', [{'map_id': 4}, {'window_id': 0}])
-def test_another_map_or_a_new_run_starts_anew(change):
+def test_another_map_or_a_new_run_replaces_the_scene(change):
     live = LiveScene('/vggt')
-    live.take_points(cloud(1))
-    live.take_window(report(0, [1, 2]))
-    live.take_points(cloud(8))  # of the new map, before its report
-    live.take_window(report(1, [7, 8], **change))
-    scene = live.newest()
+    live.add_points(cloud(1))
+    live.add_window(report(0, [1, 2]))
+    live.add_points(cloud(8))  # of the new map, before its report
+    live.add_window(report(1, [7, 8], **change))
+    scene = live.snapshot_if_changed()
     assert [camera.stamp_ns for camera in scene.cameras] == [7 * STEP, 8 * STEP]
     assert np.array_equal(scene.xyz[:, 2], np.full(COUNT, 8))
     assert np.array_equal(scene.frame, np.ones(COUNT))
 
 
 def test_memory_is_bounded_and_the_newest_is_kept():
-    live = LiveScene('/vggt', most_points=200, most_cameras=10)
+    live = LiveScene('/vggt', max_points=200, max_cameras=10)
     for number in range(1, 41):
-        live.take_image(image(number))
-        live.take_points(cloud(number))
-        live.take_window(report(number, [number]))
-    scene = live.newest()
+        live.add_image(image(number))
+        live.add_points(cloud(number))
+        live.add_window(report(number, [number]))
+    scene = live.snapshot_if_changed()
     assert [camera.stamp_ns // STEP for camera in scene.cameras] == list(range(31, 41))
     assert 100 <= len(scene.xyz) <= 200
     assert np.ptp(np.bincount(scene.frame)) == 0  # evenly
     assert set(scene.xyz[:, 2]) == set(range(31, 41))
 
 
-def test_a_listener_gathers_what_a_publisher_of_maps_sends():
+def test_a_listener_collects_the_published_map():
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=own_domain(Use.VIEWER))
     sender = Node('vggt', context=context)
@@ -162,7 +159,9 @@ def test_a_listener_gathers_what_a_publisher_of_maps_sends():
     try:
         publishers = MapPublishers(sender, NodeSettings())
         images = sender.create_publisher(Image, 'image_raw', 10)
-        found = [images, *(publishers._publishers[name] for name in ('~/points', '~/window'))]
+        topics = {'/image_raw', '/vggt/points', '/vggt/window'}
+        found = [each for each in sender.publishers if each.topic_name in topics]
+        assert len(found) == len(topics)
         spin(lambda: all(publisher.get_subscription_count() for publisher in found))
         settings = Settings.from_flat({'min_parallax': 0, 'window_size': 3, 'window_stride': 1})
         engine = StreamingEngine(settings, FakeNetwork(image_width=28))
@@ -170,12 +169,12 @@ def test_a_listener_gathers_what_a_publisher_of_maps_sends():
             images.publish(image(number))
             picture = np.full((240, 320, 3), 50, np.uint8)
             update = engine.add(Frame(picture, number * STEP, 'camera'))
-            spin(lambda number=number: number * STEP in listener.scene._images)
+            spin(lambda number=number: listener.scene.image_count == number)
             if update is not None:
                 publishers.publish(update, time.monotonic())
                 each = len(update.point_cloud(2).xyz)
-        spin(lambda: len(listener.scene._frames) == 5 and listener.scene._count() == 5 * each)
-        scene = listener.scene.newest()
+        spin(lambda: listener.scene.point_count == 5 * each)
+        scene = listener.scene.snapshot_if_changed()
     finally:
         executor.shutdown()
         listener.destroy_node()

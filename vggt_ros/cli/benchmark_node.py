@@ -106,7 +106,7 @@ def main() -> None:
     cases: list[tuple[Case, bool]] = []
     if asked.only != 'own':
         for size, pictures in ((vga, 16), (hd, 4)):
-            case = Case(*size, asked.seconds, EVERYTHING, pictures=pictures)
+            case = Case(*size, asked.seconds, EVERYTHING, images=pictures)
             cases += [(case, True), (replace(case, fast_resize=True), True), (case, False)]
     if asked.only != 'node':
         for width in (112, 518):

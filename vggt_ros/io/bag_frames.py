@@ -123,8 +123,8 @@ class BagFrames:
                 topic: partial(self._take_transforms, topic.endswith('tf_static'))
                 for topic in self._topics(TRANSFORMS)
             },
-            **dict.fromkeys(self._topics(ODOMETRY), self._scale.take_odometry),
-            **dict.fromkeys(self._depth_topics, self._scale.take_depth),
+            **dict.fromkeys(self._topics(ODOMETRY), self._scale.add_odometry),
+            **dict.fromkeys(self._depth_topics, self._scale.add_depth),
         }
 
     def _take_transforms(self, static: bool, message: Any) -> None:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ROS images become RGB arrays or depth in metres; camera_info a calibration; clouds arrays.
+ROS messages become arrays: images RGB or depth in metres, camera_info a calibration.
 
-Messages only have to look like those of ROS: those of rclpy and of a bag's reader do.
+The messages may be those of rclpy or of rosbags, see `message_types`.
 
-Every encoding of `sensor_msgs/image_encodings` that carries colour, grey or Bayer data in 8 or 16
-bits, or YUV 4:2:2; rows of any `step`; either byte order; JPEG and PNG. Of 16-bit data the high
-byte is kept: the network sees 8 bits. Unnamed channels (8UC3, 16UC3, ...) are read as OpenCV's
-order, blue first. As a picture, depth and 4:2:0 video are refused.
+All encodings of `sensor_msgs/image_encodings` that carry colour, grey or Bayer data in 8 or 16
+bits, or YUV 4:2:2, are decoded, with rows of any `step` and either byte order; so are JPEG and
+PNG. Of 16-bit data the high byte is kept: the network sees 8 bits. Generic encodings (8UC3,
+16UC3, ...) are read in OpenCV's channel order, blue first. Depth and 4:2:0 video are rejected as
+colour images.
 
 cv_bridge does not decode here, although ROS provides it: built for numpy 1 it crashes a process
 that has numpy 2, it misreads rows whose step is no multiple of the pixel, and it fails on
-big-endian data under numpy 2. One decoder with one behaviour everywhere is less to go wrong;
-`test_message_reading.py` compares it with cv_bridge where a working one is installed.
+big-endian data under numpy 2. `test_message_reading.py` compares the results with those of
+cv_bridge where a working one is installed.
 """
 
 from __future__ import annotations
@@ -25,26 +26,34 @@ import numpy as np
 import numpy.typing as npt
 
 from vggt_ros.frames.frame import Calibration
+from vggt_ros.io.message_types import (
+    POINT_LAYOUT,
+    CameraInfoMessage,
+    CompressedImageMessage,
+    ImageMessage,
+    PointCloudMessage,
+    TimeMessage,
+)
 from vggt_ros.io.rgbd import DEPTH_ENCODINGS
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; `cause` is one word for the statistics."""
+    """An image that cannot be decoded; `cause` is one word for the diagnostics."""
 
-    def __init__(self, cause: str, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
         self.cause = cause
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the pixels of one encoding lie in memory and become RGB."""
+    """The memory layout of one encoding, and its conversion to RGB."""
 
     channels: int
     depth: int  # bytes of one channel
-    to_rgb: int | None  # OpenCV's conversion of 8-bit data; None: is RGB already
+    to_rgb: int | None  # OpenCV's conversion of 8-bit data; None: already RGB
 
 
 _COLOURS: dict[str, tuple[int, int | None]] = {
@@ -59,7 +68,7 @@ _COLOURS: dict[str, tuple[int, int | None]] = {
     'bayer_gbrg': (1, cv2.COLOR_BayerGR2RGB),
     'bayer_grbg': (1, cv2.COLOR_BayerGB2RGB),
 }
-_UNNAMED = {'C1': 'mono', 'C3': 'bgr', 'C4': 'bgra'}
+_GENERIC = {'C1': 'mono', 'C3': 'bgr', 'C4': 'bgra'}
 
 ENCODINGS: dict[str, Encoding] = {
     **{
@@ -69,7 +78,7 @@ ENCODINGS: dict[str, Encoding] = {
     },
     **{
         f'{8 * depth}U{suffix}': Encoding(_COLOURS[name][0], depth, _COLOURS[name][1])
-        for suffix, name in _UNNAMED.items()
+        for suffix, name in _GENERIC.items()
         for depth in (1, 2)
     },
     'uyvy': Encoding(2, 1, cv2.COLOR_YUV2RGB_UYVY),
@@ -77,20 +86,18 @@ ENCODINGS: dict[str, Encoding] = {
     'yuyv': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
     'yuv422_yuy2': Encoding(2, 1, cv2.COLOR_YUV2RGB_YUYV),
 }
-_POINT = {'x': '<f4', 'y': '<f4', 'z': '<f4', 'rgb': '<u4', 'confidence': '<f4'}
-_SMALLEST_BAYER = 2  # pixels; a side of less has no whole 2x2 pattern
+_MIN_BAYER_SIDE = 2  # pixels; the pattern is 2x2
 
 
-def ns_from_time(stamp: Any) -> int:
-    """Join a builtin_interfaces/Time."""
+def ns_from_time(stamp: TimeMessage) -> int:
+    """Convert a builtin_interfaces/Time to nanoseconds."""
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
-def check_image(message: Any) -> Encoding:
+def check_image(message: ImageMessage) -> Encoding:
     """
-    Check what can be checked without touching the pixels.
+    Check an image without reading its pixels.
 
-    :param message: sensor_msgs/Image.
     :raises ImageError: if the image cannot be decoded.
     """
     width, height = message.width, message.height
@@ -107,15 +114,19 @@ def check_image(message: Any) -> Encoding:
             'odd_size',
             f'a {message.encoding} image is {width} pixels wide, expected an even width',
         )
-    if 'bayer' in message.encoding and min(width, height) < _SMALLEST_BAYER:
+    if 'bayer' in message.encoding and min(width, height) < _MIN_BAYER_SIDE:
         raise ImageError(
             'odd_size', f'a Bayer image is {width}x{height} pixels, expected at least 2x2'
         )
     return encoding
 
 
-def _check_layout(message: Any, pixel: int) -> None:
-    """Check that pixels of so many bytes are all there."""
+def _check_layout(message: ImageMessage, pixel: int) -> None:
+    """
+    Check that the data hold all pixels.
+
+    :param pixel: bytes of one.
+    """
     width, height, step = message.width, message.height, message.step
     if width == 0 or height == 0:
         raise ImageError('empty', f'the image is {width}x{height} pixels, expected at least 1x1')
@@ -134,11 +145,10 @@ def _check_layout(message: Any, pixel: int) -> None:
         )
 
 
-def decode_image(message: Any) -> Pixels:
+def decode_image(message: ImageMessage) -> Pixels:
     """
-    Turn an image message into RGB.
+    Convert an image to RGB.
 
-    :param message: sensor_msgs/Image.
     :returns: (H, W, 3); shares the message's memory where that is RGB without padding.
     :raises ImageError: see `check_image`.
     """
@@ -155,13 +165,12 @@ def decode_image(message: Any) -> Pixels:
     return np.ascontiguousarray(raw) if encoding.to_rgb is None else _to_rgb(raw, encoding.to_rgb)
 
 
-def decode_depth(message: Any) -> npt.NDArray[np.float32]:
+def decode_depth(message: ImageMessage) -> npt.NDArray[np.float32]:
     """
-    Turn a depth image into metres (REP-118: 16UC1 in mm, 32FC1 in m).
+    Convert a depth image to metres (REP-118: 16UC1 in mm, 32FC1 in m).
 
-    :param message: sensor_msgs/Image.
     :returns: (H, W), NaN where nothing was measured (0, negative or not finite).
-    :raises ImageError: if the image is no such depth.
+    :raises ImageError: if the image is not such a depth image.
     """
     if message.encoding not in DEPTH_ENCODINGS:
         raise ImageError(
@@ -183,11 +192,10 @@ def decode_depth(message: Any) -> npt.NDArray[np.float32]:
     return depth
 
 
-def decode_compressed(message: Any) -> Pixels:
+def decode_compressed(message: CompressedImageMessage) -> Pixels:
     """
-    Turn a JPEG or PNG message into RGB. A rotation noted in the file is not applied.
+    Decode a JPEG or PNG to RGB. The orientation in its EXIF data is ignored.
 
-    :param message: sensor_msgs/CompressedImage.
     :returns: (H, W, 3).
     :raises ImageError: if the data are not an image.
     """
@@ -196,64 +204,63 @@ def decode_compressed(message: Any) -> Pixels:
     try:
         decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ImageError('undecodable', f'OpenCV cannot read the image: {error}') from error
+        raise ImageError('undecodable', f'OpenCV cannot decode the image: {error}') from error
     if decoded is None:
         raise ImageError(
             'undecodable',
-            f"{len(data)} bytes of format '{message.format}' cannot be read, expected JPEG or PNG",
+            f"{len(data)} bytes of format '{message.format}' cannot be decoded, expected JPEG or "
+            'PNG',
         )
     return _to_rgb(decoded, cv2.COLOR_BGR2RGB)  # type: ignore[arg-type]
 
 
-def check_compressed(message: Any) -> None:
+def check_compressed(message: CompressedImageMessage) -> None:
     """
-    Check what can be checked without decoding.
+    Check a compressed image without decoding it.
 
-    :param message: sensor_msgs/CompressedImage.
-    :raises ImageError: if there are no data.
+    :raises ImageError: if it has no data.
     """
     if len(message.data) == 0:
         raise ImageError('empty', 'the compressed image has no data')
 
 
 def read_cloud(
-    message: Any,
+    message: PointCloudMessage,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """
-    Read the finite points of a cloud that the node has published.
+    Read the finite points of a cloud that the node published.
 
-    :param message: sensor_msgs/PointCloud2 with the fields x, y, z, rgb and confidence.
     :returns: positions (N, 3), RGB colours (N, 3) and confidence (N,).
-    :raises ValueError: if a field is missing.
+    :raises ValueError: if a field of `POINT_LAYOUT` is missing.
     """
     offsets = {entry.name: entry.offset for entry in message.fields}
-    if not set(_POINT) <= set(offsets):
+    names = POINT_LAYOUT.names or ()
+    if not set(names) <= set(offsets):
         raise ValueError(
-            f'the cloud has the fields {", ".join(offsets)}, expected {", ".join(_POINT)}'
+            f'the cloud has the fields {", ".join(offsets)}, expected {", ".join(names)}'
         )
-    kind = np.dtype(
+    layout = np.dtype(
         {
-            'names': list(_POINT),
-            'formats': list(_POINT.values()),
-            'offsets': [offsets[name] for name in _POINT],
+            'names': list(names),
+            'formats': [POINT_LAYOUT[name] for name in names],
+            'offsets': [offsets[name] for name in names],
             'itemsize': message.point_step,
         }
     )
-    points = np.frombuffer(message.data, kind)
+    points = np.frombuffer(message.data, layout)
     xyz = np.stack([points['x'], points['y'], points['z']], axis=-1)
     rgb = np.stack([points['rgb'] >> shift & 255 for shift in (16, 8, 0)], axis=-1)
     finite = np.isfinite(xyz).all(axis=1)
     return xyz[finite], rgb[finite].astype(np.uint8), points['confidence'][finite]
 
 
-def read_calibration(message: Any) -> Calibration | None:
+def read_calibration(message: CameraInfoMessage) -> Calibration | None:
     """
-    Turn a camera_info message into a calibration.
+    Read a calibration.
 
-    :param message: sensor_msgs/CameraInfo.
     :returns: None if the camera is not calibrated (K[0] is 0).
-    :raises ValueError: for a distortion model that is not known, or coefficients that are not
-        those of the model.
+    :raises ValueError: if the distortion model is unknown, or the number of its coefficients is
+        wrong.
     """
     if message.k[0] == 0:
         return None

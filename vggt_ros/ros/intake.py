@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What comes in: the camera's topics, and checks that cost nothing.
+The subscriptions to one camera, and the cheap checks of its messages.
 
-The callbacks run in the executor and look at headers only; decoding is the worker's. Images that
-cannot be used are counted by cause, with a warning that does not flood the log.
+The callbacks run in the executor and read headers only; the worker decodes. Images that cannot be
+used are reported as faults, by cause.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -26,106 +24,99 @@ from vggt_ros.io.message_reading import (
     ns_from_time,
     read_calibration,
 )
-from vggt_ros.ros.parameters import NodeSettings
-from vggt_ros.ros.publish import make_qos
+from vggt_ros.io.names import compressed_topic
+from vggt_ros.ros.qos import make_qos
+from vggt_ros.ros.runtime import Runtime
 from vggt_ros.ros.worker import ReceivedImage
 
 
 class ImageIntake:
-    """The subscriptions, the newest calibration, and counts of what came."""
+    """The subscriptions to one camera, and its latest calibration."""
 
     def __init__(
-        self,
-        node: Any,
-        settings: NodeSettings,
-        offer: Callable[[ReceivedImage], None],
-        counts: Counter[str],
-        complain: Callable[[str, str], None],
-        camera: int = 0,
+        self, runtime: Runtime, camera: int, push: Callable[[ReceivedImage], None]
     ) -> None:
         """
         Subscribe.
 
-        :param camera: which of the settings' cameras.
-        :param offer: takes each image that passes the checks; must return at once.
-        :param counts: what comes is counted here.
-        :param complain: takes the kind of a fault and a sentence about it.
+        :param camera: index into `settings.camera_topics`.
+        :param push: receives each image that passes the checks; must return at once.
         """
-        self._node = node
-        self._offer = offer
-        self._counts = counts
-        self._complain = complain
+        self._node = node = runtime.node
+        self._faults = runtime.faults
+        self._counts = runtime.counts
         self._camera = camera
+        self._push = push
         self._calibration: Calibration | None = None
         self._last_stamp_ns: int | None = None
+        settings = runtime.settings
         self._compressed = settings.image_transport == 'compressed'
-        self._check = check_compressed if self._compressed else check_image
-        self.topic, info_topic = settings.camera_topics[camera]
+        image_topic, info_topic = settings.camera_topics[camera]
         self._images = node.create_subscription(
             CompressedImage if self._compressed else Image,
-            f'{self.topic}/compressed' if self._compressed else self.topic,
-            self._take_image,
+            compressed_topic(image_topic) if self._compressed else image_topic,
+            self._receive_image,
             make_qos(settings.image_reliability, settings.image_depth),
         )
         self._infos = node.create_subscription(
-            CameraInfo, info_topic, self._take_info, qos_profile_sensor_data
+            CameraInfo, info_topic, self._receive_info, qos_profile_sensor_data
         )
 
     def decode(self, image: ReceivedImage) -> Frame:
         """
-        Turn a received image into a frame; called in the worker's thread.
+        Decode an image; called in the worker's thread.
 
-        :raises ImageError: if the image cannot be decoded.
+        :raises ImageError: if it cannot be decoded.
         """
         message = image.message
         pixels = decode_compressed(message) if self._compressed else decode_image(message)
         calibration = image.calibration
         height, width = pixels.shape[:2]
         if calibration and (calibration.width, calibration.height) != (width, height):
-            self._counts['camera_info_mismatch'] += 1
-            self._complain(
+            self._faults.report(
                 'camera_info_mismatch',
-                f'camera_info is for images of {calibration.width}x{calibration.height} pixels, '
-                f'the image has {width}x{height}: it is left out of account',
+                f'camera_info ignored: it is for {calibration.width}x{calibration.height} pixels, '
+                f'the image has {width}x{height}',
             )
             calibration = None
         return Frame(pixels, image.stamp_ns, message.header.frame_id, calibration, self._camera)
 
     def count_publishers(self) -> int:
-        """Count the publishers of images: more than one mix theirs."""
-        return int(self._node.count_publishers(self._images.topic_name))
+        """Count the publishers on the image topic; the images of several would be mixed."""
+        return self._node.count_publishers(self._images.topic_name)
 
     def destroy(self) -> None:
-        """Take the subscriptions off the graph."""
+        """Destroy the subscriptions."""
         for subscription in (self._images, self._infos):
             self._node.destroy_subscription(subscription)
 
-    def _take_image(self, message: Any) -> None:
+    def _receive_image(self, message: Image | CompressedImage) -> None:
         self._counts['received'] += 1
         try:
-            self._check(message)
+            if self._compressed:
+                check_compressed(message)
+            else:
+                check_image(message)
         except ImageError as error:
-            self._counts[f'bad_image_{error.cause}'] += 1
-            self._complain(f'bad_image_{error.cause}', f'an image is left out: {error}')
+            self._faults.report(f'bad_image_{error.cause}', f'image dropped: {error}')
             return
         stamp_ns = ns_from_time(message.header.stamp)
         if stamp_ns == self._last_stamp_ns:
-            self._counts['duplicate_stamp'] += 1
-            self._complain(
-                'duplicate_stamp', f'an image is left out: its stamp {stamp_ns} ns came before'
+            self._faults.report(
+                'bad_image_duplicate_stamp',
+                f'image dropped: its stamp {stamp_ns} ns is that of the image before',
             )
             return
         self._last_stamp_ns = stamp_ns
-        self._offer(
+        self._push(
             ReceivedImage(message, stamp_ns, time.monotonic(), self._calibration, self._camera)
         )
 
-    def _take_info(self, message: Any) -> None:
+    def _receive_info(self, message: CameraInfo) -> None:
         try:
             self._calibration = read_calibration(message)
         except ValueError as error:
             self._calibration = None
-            self._counts['bad_camera_info'] += 1
-            self._complain(
-                'bad_camera_info', f'camera_info cannot be used, images are as they come: {error}'
+            self._faults.report(
+                'bad_camera_info', f'camera_info ignored, images are used as they are: {error}'
             )

@@ -4,193 +4,122 @@
 The lifecycle node `vggt`: camera images in, poses, depth and a map out.
 
 *configure* validates the settings and loads the network, *activate* starts subscriptions and the
-worker, *deactivate* stops them and keeps the network, *cleanup* frees the device's memory. A bad
-setting or a missing checkpoint makes *configure* fail with one sentence; the node lives on.
+worker, *deactivate* stops them and keeps the network, *cleanup* frees the device memory. With a
+bad setting or a missing checkpoint *configure* fails, and the node stays unconfigured.
 
-The executor has one thread and never waits for the network; the worker has the other. SIGINT and
-SIGTERM end the process with exit code 0 within two seconds: a thread inside the network cannot be
-interrupted, so the process then leaves without it.
+The executor has one thread and never waits for the network; the worker has the other. On SIGINT
+or SIGTERM the process ends with exit code 0 within two seconds, also from inside the network.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
-import os
-import signal
-import sys
-import threading
-import traceback
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 import torch
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from rclpy.signals import SignalHandlerOptions
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
-from vggt_ros.engine import StreamingEngine
 from vggt_ros.inference.network import Network, load_network
+from vggt_ros.io.names import NODE
 from vggt_ros.model.checkpoint import CheckpointError
-from vggt_ros.ros.log import RosLogHandler
-from vggt_ros.ros.map_to_odom import MapToOdom
-from vggt_ros.ros.parameters import NodeSettings, Parameters
+from vggt_ros.ros.parameters import Parameters
 from vggt_ros.ros.pipeline import Pipeline
-from vggt_ros.ros.publish import MapPublishers
-from vggt_ros.ros.robot_frames import RobotFrames
-from vggt_ros.ros.scale_inputs import ScaleInputs
-from vggt_ros.settings import ModelSettings, Settings
+from vggt_ros.ros.rclpy_workarounds import (
+    RobustLifecycleNode,
+    RosLogHandler,
+    log_exceptions,
+    spin_until_signal,
+)
+from vggt_ros.ros.runtime import Runtime, make_runtime
+from vggt_ros.settings import ModelSettings
 
-_POLL = 0.05  # seconds until a signal is noticed
-_JOIN = 0.1  # seconds that the worker gets to end when the process does
-_LONGEST_EXIT = 0.4  # seconds from the signal to the end, whatever hangs; a full machine adds more
+_JOIN = 0.1  # s for the worker to stop when the process ends
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 
 
-def _reported(callback: Callable[..., TransitionCallbackReturn]) -> Callable[..., Any]:
-    """Log what a transition raises: rclpy only moves on to *error processing*, in silence."""
-
-    @functools.wraps(callback)
-    def transition(node: VggtNode, state: Any) -> TransitionCallbackReturn:
-        try:
-            return callback(node, state)
-        except Exception:
-            node.get_logger().error(f'{callback.__name__} failed: {traceback.format_exc()}')
-            raise
-
-    return transition
-
-
-class VggtNode(LifecycleNode):
+class VggtNode(RobustLifecycleNode):
     """VGGT as a lifecycle node."""
 
     def __init__(
         self, load_network: Callable[[ModelSettings], Network] = load_network, **arguments: Any
     ) -> None:
         """
-        Declare the parameters; nothing else happens before *configure*.
+        Declare the parameters.
 
-        :param load_network: makes the network; tests pass one that knows the truth.
-        :param arguments: for rclpy's node, such as `namespace` or `parameter_overrides`.
+        :param load_network: makes the network; tests pass one with known output.
+        :param arguments: of rclpy's node, such as `namespace` or `parameter_overrides`.
         """
-        super().__init__('vggt', **arguments)
+        super().__init__(NODE, **arguments)
         self._load_network = load_network
         self._log_handler = RosLogHandler(self.get_logger())
         core_logger = logging.getLogger('vggt_ros')
         core_logger.addHandler(self._log_handler)
-        core_logger.setLevel(logging.DEBUG)  # the node's own level decides what is shown
+        core_logger.setLevel(logging.DEBUG)  # the level of the node filters
         self._declared = Parameters(self)
-        self._settings = Settings()
-        self._node_settings = NodeSettings()
-        self._network: Network | None = None
-        self._engine: StreamingEngine | None = None
-        self._robot_frames: RobotFrames | None = None
-        self._scale_inputs: ScaleInputs | None = None
-        self._map_to_odom: MapToOdom | None = None
-        self._map_publishers: MapPublishers | None = None
-        self._pipeline: Pipeline | None = None
-        self._counts: Counter[str] = Counter()
+        self._runtime: Runtime | None = None  # while configured
+        self._pipeline: Pipeline | None = None  # while active
 
-    @_reported
-    def on_configure(self, _state: Any) -> TransitionCallbackReturn:
-        """Validate the settings, load the network, announce the topics."""
+    @log_exceptions
+    def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Validate the settings, load the network, create the publishers."""
         try:
-            self._settings, self._node_settings = self._declared.read()
-            self._network = self._load_network(self._settings.model)
-            self._robot_frames = RobotFrames()
-            self._scale_inputs = ScaleInputs(
-                self._settings.scale, self._node_settings, self._robot_frames
-            )
-            self._engine = StreamingEngine(
-                self._settings, self._network, self._scale_inputs.source()
-            )
+            settings, node_settings = self._declared.read()
+            self._runtime = make_runtime(self, settings, node_settings, self._load_network)
         except (ValueError, CheckpointError, torch.cuda.OutOfMemoryError) as error:
-            self.get_logger().error(f'cannot be configured: {error}')
+            self.get_logger().error(f'configuration failed: {error}')
+        if self._runtime is None:  # outside of the handler, whose traceback holds the network
             self._free()
             return FAILURE
-        if self._node_settings.tf_mode == 'map_to_odom':
-            self._map_to_odom = MapToOdom(self._node_settings, self._robot_frames)
-        self._map_publishers = MapPublishers(self, self._node_settings)
-        self._counts = Counter()
         self._declared.locked = True
         return SUCCESS
 
-    @_reported
-    def on_activate(self, _state: Any) -> TransitionCallbackReturn:
+    @log_exceptions
+    def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
-        self._pipeline = Pipeline(
-            self,
-            self._node_settings,
-            self._engine.window_stride,
-            self._network,
-            self._engine,
-            self._map_publishers,
-            self._robot_frames,
-            self._scale_inputs,
-            self._map_to_odom,
-            self._counts,
-        )
+        assert self._runtime is not None  # configured
+        self._pipeline = Pipeline(self._runtime)
         return SUCCESS
 
-    @_reported
-    def on_deactivate(self, _state: Any) -> TransitionCallbackReturn:
-        """Stop, after the window that is being computed; keep the network."""
+    @log_exceptions
+    def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop after the window that is being computed; keep the network."""
+        assert self._runtime is not None  # configured
         self._stop_pipeline()
-        self._engine.reset('the node was deactivated')
+        self._runtime.engine.reset('the node was deactivated')
         return SUCCESS
 
-    @_reported
-    def on_cleanup(self, _state: Any) -> TransitionCallbackReturn:
-        """Give the device's memory back."""
+    @log_exceptions
+    def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the device memory."""
         self._free()
         return SUCCESS
 
-    @_reported
-    def on_shutdown(self, _state: Any) -> TransitionCallbackReturn:
-        """Stop and free, from whichever state."""
+    @log_exceptions
+    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free, from any state."""
         self._stop_pipeline()
         self._free()
         return SUCCESS
 
-    @_reported
-    def on_error(self, _state: Any) -> TransitionCallbackReturn:
+    @log_exceptions
+    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free; the node can be configured again."""
-        self.get_logger().error('a transition failed; the node is unconfigured now')
+        self.get_logger().error('a transition failed: the node is unconfigured')
         self._stop_pipeline()
         self._free()
         return SUCCESS
-
-    def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:  # noqa: N802
-        """
-        Answer a transition that the present state does not have with success = False.
-
-        rclpy (Humble to Kilted) raises out of this service callback of its own instead, which
-        ends the executor and with it the node.
-        """
-        try:
-            return super()._LifecycleNodeMixin__on_change_state(request, response)
-        except rclpy_implementation.RCLError as error:
-            self.get_logger().error(f'transition {request.transition.id} was refused: {error}')
-            response.success = False
-            return response
 
     def close(self) -> None:
         """End the node with its process, even if the worker is still inside the network."""
-        if self._pipeline is not None and not self._pipeline.stop_computing(_JOIN):
-            self.get_logger().warning('the network is still computing: leaving without its result')
+        if self._pipeline is not None and not self._pipeline.stop_worker(_JOIN):
+            self.get_logger().warning('exiting without the result of the network')
         logging.getLogger('vggt_ros').removeHandler(self._log_handler)
-        # Even then: the worker publishes nothing more, and others must not wait for a dead node.
-        # This takes everything off the graph at once.
+        # Also then: the worker publishes nothing more, and other nodes see that this one is gone.
         self.destroy_node()
-        # rclpy's state machine holds the node in rcl, and with it the participant of DDS, whose
-        # shared memory (70 MB with config/fastdds.xml) would stay when the process has ended.
-        del self._state_machine
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is not None:
@@ -198,61 +127,13 @@ class VggtNode(LifecycleNode):
             self._pipeline = None
 
     def _free(self) -> None:
-        self._network = self._engine = None
-        self._robot_frames = self._scale_inputs = self._map_to_odom = None
-        if self._map_publishers is not None:
-            self._map_publishers.destroy()
-            self._map_publishers = None
+        if self._runtime is not None:
+            self._runtime.destroy()
+            self._runtime = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._declared.locked = False
-
-
-def spin_until_signal(make_node: Callable[[], VggtNode], arguments: list[str] | None) -> None:
-    """
-    Run a node until SIGINT or SIGTERM, which then end the process with exit code 0.
-
-    :param make_node: called once rclpy is initialised.
-    :param arguments: of the command line; None: those of the process.
-    """
-    leaving = threading.Event()
-
-    def give_up() -> None:
-        sys.stderr.write(f'vggt: not closed after {_LONGEST_EXIT} s, leaving without that\n')
-        _leave_at_once()
-
-    def leave(_number: int, _frame: object) -> None:
-        if not leaving.is_set():
-            leaving.set()
-            # loading a network or a hanging middleware can hold the main thread
-            timer = threading.Timer(_LONGEST_EXIT, give_up)
-            timer.daemon = True
-            timer.start()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    node = make_node()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    # What torch and rclpy made at import stays; a collection that visits it holds the node up for
-    # a second on a slow machine.
-    gc.collect()
-    gc.freeze()
-    while not leaving.is_set():
-        executor.spin_once(timeout_sec=_POLL)
-    executor.shutdown()
-    node.close()
-    rclpy.shutdown()
-    _leave_at_once()
-
-
-def _leave_at_once() -> None:
-    """End the process without waiting for any thread, or for Python, which clears torch away."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The thread that thinks, so that the executor never waits for the network.
+The thread that runs the engine, so that the executor never waits for the network.
 
-Images wait as messages in a short buffer; the thread decodes one, hands it to the engine and
-publishes what comes out. While none waits, the engine works ahead. If images come faster than
-windows are computed, the buffer is dropped: the image goes whose absence leaves the others most
-evenly spread in time. The engine is told the stamps of those left out. Only images are dropped,
-never windows: a window, once complete, is computed.
+Images wait as messages in a short queue; the thread decodes one frame set, passes it to the engine
+and publishes the update. While none waits, the engine encodes the next frames ahead. Under load frame sets are
+dropped from the queue: the one whose absence leaves the others most evenly spaced in time. The
+engine receives the stamps of those dropped. Windows are never dropped: a complete one is computed.
 
-This is the one place of the node that catches failures: each is logged once, counted, and the
-next image goes on.
+Failures are caught here and nowhere else in the node: each is reported as a fault, and the next
+frame set is processed.
 """
 
 from __future__ import annotations
@@ -26,72 +25,73 @@ from vggt_ros.frames.frame import Calibration, Frame
 from vggt_ros.io.message_reading import ImageError
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.reconstruction import PredictionError
+from vggt_ros.ros.faults import Faults
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReceivedImage:
-    """An image message that has not been decoded yet."""
+    """An image message that is not decoded yet."""
 
-    message: Any  # sensor_msgs/Image or CompressedImage
+    message: Any  # ImageMessage or CompressedImageMessage, as its camera's intake subscribes
     stamp_ns: int  # acquisition time
     arrived: float  # time.monotonic() in the callback
     calibration: Calibration | None
-    camera: int = 0
+    camera: int = 0  # index
 
 
 @dataclass(frozen=True)
 class ReceivedFrameSet:
-    """Images that several cameras took together, or one alone."""
+    """The synchronized images of several cameras, or one image."""
 
     images: tuple[ReceivedImage, ...]
 
     @property
     def stamp_ns(self) -> int:
-        """Acquisition time of the first."""
+        """Acquisition time of the first image."""
         return self.images[0].stamp_ns
 
     @property
     def arrived(self) -> float:
-        """When the last one came, time.monotonic()."""
+        """Arrival of the last image, time.monotonic()."""
         return max(image.arrived for image in self.images)
 
 
 class InferenceWorker:
-    """One thread and the images waiting for it."""
+    """One thread and its queue."""
 
     def __init__(
         self,
         engine: StreamingEngine,
-        decode: Callable[[ReceivedFrameSet], Sequence[Frame]],
+        decode: Callable[[ReceivedImage], Frame],
         publish: Callable[[MapUpdate, ReceivedFrameSet], None],
+        with_tracks: Callable[[], bool],
         capacity: int,
         counts: Counter[str],
-        complain: Callable[[str, str], None],
-        wants_tracks: Callable[[], bool] = lambda: True,
+        faults: Faults,
     ) -> None:
         """
         Prepare the worker; `start` starts it.
 
-        :param decode: raises ImageError where no image can be used.
-        :param publish: called in the thread, with the images that completed the window.
-        :param capacity: moments that may wait: as many as a window takes.
-        :param counts: what happens is counted here.
-        :param complain: takes the kind of a failure and a sentence about it.
+        :param decode: raises ImageError if an image cannot be decoded.
+        :param publish: called in the thread, with the frame set that completed the window.
+        :param with_tracks: returns whether the next window needs tracks.
+        :param capacity: of the queue, frame sets: as many as a window needs.
+        :param counts: `dropped` and `discarded_at_reset` are counted here.
         """
         self.engine_counts = engine.counts  # a copy, replaced as a whole: safe to read
-        self._counts = counts
         self._engine = engine
         self._decode = decode
         self._publish = publish
-        self._complain = complain
-        self._wants_tracks = wants_tracks
+        self._with_tracks = with_tracks
         self._capacity = capacity
-        self._waiting: list[ReceivedFrameSet] = []
-        self._left_out: list[ReceivedFrameSet] = []  # until one that came later is taken
-        self._unseen_ns: list[int] = []  # left out before an image that could not be decoded
-        self._last_taken_ns: int | None = None
+        self._counts = counts
+        self._faults = faults
+        self._queue: list[ReceivedFrameSet] = []
+        self._dropped: list[ReceivedFrameSet] = []  # until one that arrived later is processed
+        self._undelivered_ns: list[int] = []  # dropped before a frame set that was undecodable
+        self._last_processed_ns: int | None = None
         self._reset_reason = ''
         self._stopping = False
         self._changed = threading.Condition()
@@ -99,8 +99,8 @@ class InferenceWorker:
 
     @property
     def waiting(self) -> int:
-        """Moments that wait now."""
-        return len(self._waiting)
+        """Frame sets in the queue."""
+        return len(self._queue)
 
     def start(self) -> None:
         """Start the thread."""
@@ -108,7 +108,7 @@ class InferenceWorker:
 
     def stop(self, timeout: float | None = None) -> bool:
         """
-        Ask the thread to end after the window that it computes; nothing more is published.
+        Stop the thread after the current window; nothing more is published.
 
         :param timeout: seconds to wait for it; None: as long as it takes.
         :returns: True if the thread has ended.
@@ -119,79 +119,81 @@ class InferenceWorker:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def offer(self, moment: ReceivedFrameSet) -> None:
-        """Take images; returns at once."""
+    def push(self, frame_set: ReceivedFrameSet) -> None:
+        """Add a frame set to the queue; returns at once."""
         with self._changed:
-            self._waiting.append(moment)
-            if len(self._waiting) > self._capacity:
-                stamps = [waiting.stamp_ns for waiting in self._waiting]
-                self._left_out.append(
-                    self._waiting.pop(choose_left_out(self._last_taken_ns, stamps))
-                )
+            self._queue.append(frame_set)
+            if len(self._queue) > self._capacity:
+                stamps = [waiting.stamp_ns for waiting in self._queue]
+                index = choose_dropped(self._last_processed_ns, stamps)
+                self._dropped.append(self._queue.pop(index))
                 self._counts['dropped'] += 1
             self._changed.notify()
 
     def reset(self, reason: str) -> None:
-        """Start a new map with the next image that arrives; images waiting are given up."""
+        """Discard the queue; the next frame set that arrives starts a new map."""
         with self._changed:
-            self._counts['given_up_at_reset'] += len(self._waiting)
-            self._waiting.clear()
-            self._left_out.clear()
+            self._counts['discarded_at_reset'] += len(self._queue)
+            self._queue.clear()
+            self._dropped.clear()
             self._reset_reason = reason
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                self._changed.wait_for(lambda: self._queue or self._stopping)
                 if self._stopping:
                     return
-                moment, skipped_ns, reset_reason = self._take()
+                frame_set, dropped_ns, reset_reason = self._pop()
             if reset_reason:
                 self._engine.reset(reset_reason)
-            self._process(moment, skipped_ns)
+            self._process(frame_set, dropped_ns)
             self.engine_counts = self._engine.counts
 
-    def _take(self) -> tuple[ReceivedFrameSet, list[int], str]:
-        moment = self._waiting.pop(0)
-        self._last_taken_ns = moment.stamp_ns
-        earlier = [other for other in self._left_out if other.arrived < moment.arrived]
-        self._left_out = [other for other in self._left_out if other.arrived > moment.arrived]
+    def _pop(self) -> tuple[ReceivedFrameSet, list[int], str]:
+        """Return the oldest frame set, the stamps dropped before it and the reason of a reset."""
+        frame_set = self._queue.pop(0)
+        self._last_processed_ns = frame_set.stamp_ns
+        earlier = [other for other in self._dropped if other.arrived < frame_set.arrived]
+        self._dropped = [other for other in self._dropped if other.arrived > frame_set.arrived]
         earlier.sort(key=lambda other: other.arrived)
         reset_reason, self._reset_reason = self._reset_reason, ''
-        return moment, [other.stamp_ns for other in earlier], reset_reason
+        return frame_set, [other.stamp_ns for other in earlier], reset_reason
 
-    def _process(self, moment: ReceivedFrameSet, skipped_ns: list[int]) -> None:
+    def _process(self, frame_set: ReceivedFrameSet, dropped_ns: list[int]) -> None:
+        dropped_ns = self._undelivered_ns + dropped_ns
+        self._undelivered_ns = []
         try:
-            update = self._engine.add(
-                self._decode(moment),
-                self._unseen_ns + skipped_ns,
-                with_tracks=self._wants_tracks(),
-            )
-            self._unseen_ns = []
+            frames = self._decode_all(frame_set)
+            if not frames:  # the engine judges gaps with the next frame set
+                self._undelivered_ns = dropped_ns
+                return
+            update = self._engine.add(frames, dropped_ns, with_tracks=self._with_tracks())
             if update is not None and not self._stopping:
-                self._publish(update, moment)
-            if not self._waiting and not self._stopping:
+                self._publish(update, frame_set)
+            if not self._queue and not self._stopping:
                 self._engine.encode_ahead()
-        except ImageError as error:
-            # the engine has not seen these: it judges with the next image that can be decoded
-            self._unseen_ns += skipped_ns
-            kind = f'bad_image_{error.cause}'
-            self._counts[kind] += 1
-            self._complain(kind, f'an image is left out: {error}')
         except PredictionError as error:
-            self._unseen_ns = []
-            self._complain('rejected_window', f'a window is rejected: {error}')
-        except Exception as error:  # the thread must outlive whatever a model or a driver raises
-            self._unseen_ns = []
+            self._faults.report('rejected_windows', f'window rejected: {error}')
+        except Exception as error:  # the thread must survive whatever a model or a driver raises
+            logger.debug('traceback of the failure', exc_info=True)
             kind = type(error).__name__
-            self._counts['failures'] += 1
-            logger.debug('the failure in full', exc_info=True)
-            self._complain(kind, f'an image or a window is lost: {kind}: {error}')
+            self._faults.report(f'failure_{kind}', f'frame or window lost: {kind}: {error}')
+
+    def _decode_all(self, frame_set: ReceivedFrameSet) -> list[Frame]:
+        """Decode a frame set without the images that cannot be decoded."""
+        frames = []
+        for image in frame_set.images:
+            try:
+                frames.append(self._decode(image))
+            except ImageError as error:
+                self._faults.report(f'bad_image_{error.cause}', f'image dropped: {error}')
+        return frames
 
 
-def choose_left_out(before_ns: int | None, stamps_ns: Sequence[int]) -> int:
+def choose_dropped(before_ns: int | None, stamps_ns: Sequence[int]) -> int:
     """
-    Choose the image to leave out: the one whose absence leaves the smallest hole in time.
+    Choose the image whose absence leaves the smallest gap in time.
 
     Repeated as images arrive, this keeps the gaps within a factor of about two of each other. The
     newest image stays, since there is no gap after it yet.
@@ -202,6 +204,6 @@ def choose_left_out(before_ns: int | None, stamps_ns: Sequence[int]) -> int:
     """
     edge = stamps_ns[0] if before_ns is None else before_ns
     earlier = (edge, *stamps_ns[:-2])
-    holes = [abs(after - before) for before, after in zip(earlier, stamps_ns[1:])]
-    first = 1 if before_ns is None and len(holes) > 1 else 0
-    return min(range(first, len(holes)), key=lambda i: holes[i])
+    gaps = [abs(after - before) for before, after in zip(earlier, stamps_ns[1:])]
+    first = 1 if before_ns is None and len(gaps) > 1 else 0
+    return min(range(first, len(gaps)), key=lambda i: gaps[i])

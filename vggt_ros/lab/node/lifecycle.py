@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Brings a lifecycle node to *active* from outside, where no launch file does it.
+Configures and activates a lifecycle node from another process, where no launch file does it.
 
     python3 -m vggt_ros.lab.node.lifecycle /vggt 60
 
-ends with 0 when the node is active, else with 1 and one sentence.
+The exit code is 0 when the node is active, else 1, with one line on standard error.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
-_STEPS = {
+_TRANSITIONS = {
     'configure': Transition.TRANSITION_CONFIGURE,
     'activate': Transition.TRANSITION_ACTIVATE,
 }
 
 
 class TransitionError(RuntimeError):
-    """A node that does not answer or refuses a transition."""
+    """A node does not answer, or rejects a transition."""
 
 
 def bring_up(node: Node, target: str, timeout: float) -> None:
     """
     Configure and activate a lifecycle node.
 
-    :param node: a node of this process to ask from; it is spun here.
+    :param node: makes the requests; it is spun here.
     :param target: full name of the lifecycle node, such as /vggt.
-    :param timeout: seconds for everything together.
+    :param timeout: seconds for both transitions.
     :raises TransitionError: if the node is not active in time.
     """
     deadline = time.monotonic() + timeout
     client = node.create_client(ChangeState, f'{target}/change_state')
     try:
         if not client.wait_for_service(timeout):
-            raise TransitionError(f'there is no lifecycle node {target} after {timeout:.0f} s')
-        for step, transition in _STEPS.items():
+            raise TransitionError(f'no lifecycle node {target} after {timeout:.0f} s')
+        for name, transition in _TRANSITIONS.items():
             request = ChangeState.Request(transition=Transition(id=transition))
-            answer = client.call_async(request)
+            future = client.call_async(request)
             rclpy.spin_until_future_complete(
-                node, answer, timeout_sec=max(0.0, deadline - time.monotonic())
+                node, future, timeout_sec=max(0.0, deadline - time.monotonic())
             )
-            if not answer.done():
-                raise TransitionError(f'{target} did not {step} within {timeout:.0f} s')
-            if not answer.result().success:
-                raise TransitionError(f'{target} refused to {step}: its log says why')
+            if not future.done():
+                raise TransitionError(f'{target} did not {name} within {timeout:.0f} s')
+            if not future.result().success:
+                raise TransitionError(f'{target} failed to {name}: see its log')
     finally:
         node.destroy_client(client)
 

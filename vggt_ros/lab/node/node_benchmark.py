@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One measurement of the node, as its users have it: camera, node and listener are three processes.
+One measurement of the node as its users run it: camera, node and listener are three processes.
 
-The camera plays pictures of a ray-cast room at 30 Hz, this process listens. Latencies are by the
-wall clock, from the stamp of a window's newest image to the arrival of `~/window`, which is the
-last message about a window but for /tf. What the node costs is CPU time, which other programs on
-the machine disturb less.
+The camera plays images of a ray-cast room at 30 Hz, this process listens. Latencies are wall-clock
+times from the stamp of a window's newest image to the arrival of `~/window`, the last message of a
+window but for /tf. The cost of the node is CPU time, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,20 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from vggt_ros.io import names
 from vggt_ros.io.message_reading import ns_from_time
 from vggt_ros.lab.benchmarks.timing import TopicTiming
 from vggt_ros.lab.node.lifecycle import bring_up
+from vggt_ros.msg import WindowReport
 from vggt_ros.ros.publish import TOPICS
 
 RATE = 30.0  # images per second
-_STEP = 0.12  # metres from picture to picture: each shows enough that is new
-_PATIENCE = 300.0  # seconds until everything runs: rendering takes its time
-_WARM = 20  # windows before the measurement
+_STEP = 0.12  # metres from image to image, enough parallax for each
+_TIMEOUT = 300.0  # seconds until all processes run: rendering takes its time
+_WARM_UP = 20  # windows before the measurement
 _COUNTED = ('received', 'dropped', 'no_parallax', 'windows', 'maps')
 
 
@@ -48,53 +51,56 @@ class Case:
     width: int  # of the camera's images, pixels
     height: int
     seconds: float
-    topics: tuple[str, ...]  # that are listened to, as in `TOPICS`, besides ~/window
-    wall: int = 0  # the network's width where it is to cost nothing; 0: the embedded one
-    window: bool = True  # listen to ~/window; without, latencies are not known
-    pictures: int = 24  # that the camera plays to and fro
+    topics: tuple[str, ...]  # subscribed, as in `TOPICS`, besides ~/window
+    wall: int = 0  # width of the images of a network that costs nothing; 0: the embedded network
+    window: bool = True  # subscribe to ~/window; without, latencies are unknown
+    images: int = 24  # that the camera plays back and forth
     fast_resize: bool = False
 
 
 class BenchmarkError(RuntimeError):
-    """A process that did not do its part."""
+    """A process failed."""
 
 
 @dataclass
 class ReceivedTopics:
-    """What the listener got."""
+    """What the listener received."""
 
     window: TopicTiming = field(default_factory=TopicTiming)
-    beside: list[float] = field(default_factory=list)  # s that windows took beside the network
-    messages: dict[str, int] = field(default_factory=dict)
-    sent: int = 0  # images, by the camera's own poses
+    beside: list[float] = field(default_factory=list)  # s of each window outside of the network
+    messages: dict[str, int] = field(default_factory=dict)  # by topic
+    sent: int = 0  # images, by the true poses of the camera
     counts: dict[str, int] = field(default_factory=dict)  # of the last diagnostics
     diagnostics: int = 0
 
 
 def measure_node(case: Case) -> dict[str, Any]:
     """
-    Start camera and node, listen, and say what it took.
+    Start camera and node, listen and measure.
 
     :returns: the case, `latency_p50` and `latency_p95` in s (None without ~/window), `beside_p50`
-        (what of it is neither DDS nor the network: from the arrival of the image that completes a
-        window to the publication of ~/window, by the wall clock), `windows`
-        and `windows_per_second`, images `sent`, `received`, `lost` on the way, `dropped` and
+        (their part outside of DDS and the network: wall-clock time from the arrival of the image
+        that completes a window to the publication of ~/window), `windows` and
+        `windows_per_second`, images `sent`, `received`, `lost` in transport, `dropped` and
         without parallax, `cpu_share` (1: one core), `windows_per_cpu_second`, `memory_bytes`, and
         `cpu_ms_per_window`, see `node_work`.
-    :raises BenchmarkError: if a process ends or nothing comes.
+    :raises BenchmarkError: if a process ends early or no windows come.
     """
     with tempfile.TemporaryDirectory() as folder:
         clocks = Path(folder) / 'clocks'
-        node = {'checkpoint': 'embedded', 'fast_resize': str(case.fast_resize).lower()}
+        node: dict[str, object] = {
+            'checkpoint': 'embedded',
+            'fast_resize': str(case.fast_resize).lower(),
+        }
         timed = ('--clocks', str(clocks), '--wall', str(case.wall))
-        camera = {
+        camera: dict[str, object] = {
             'width': case.width,
             'height': case.height,
             'rate': RATE,
-            'frames': case.pictures,
+            'frames': case.images,
             'step': _STEP,
             'loop': 'true',
-            'wait': _PATIENCE,
+            'wait': _TIMEOUT,
         }
         rclpy.init()
         children = [
@@ -112,7 +118,7 @@ def measure_node(case: Case) -> dict[str, Any]:
 
 
 def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, '-m', f'vggt_ros.ros.{module}', *arguments])
+    return subprocess.Popen([sys.executable, '-m', f'vggt_ros.lab.node.{module}', *arguments])
 
 
 def _parameters(values: dict[str, object]) -> list[str]:
@@ -123,97 +129,98 @@ def _listen(
     case: Case, children: Sequence[subprocess.Popen[bytes]], clocks: Path
 ) -> dict[str, Any]:
     node = rclpy.create_node('benchmark')
-    heard = ReceivedTopics()
-    _subscribe(node, case, heard)
-    bring_up(node, '/vggt', _PATIENCE)
-    deadline = time.monotonic() + _PATIENCE
+    received = ReceivedTopics()
+    _subscribe(node, case, received)
+    bring_up(node, f'/{names.NODE}', _TIMEOUT)
+    deadline = time.monotonic() + _TIMEOUT
 
-    def spin_to_diagnostics(enough: Any) -> None:
-        """Go on to the first diagnostics after something is true."""
-        while not enough():
+    def spin_to_diagnostics(condition: Callable[[], bool]) -> None:
+        """Spin until the first diagnostics after a condition is true."""
+        while not condition():
             rclpy.spin_once(node, timeout_sec=0.1)
             if any(child.poll() is not None for child in children):
-                raise BenchmarkError('the node or the camera ended; their logs say why')
+                raise BenchmarkError('the node or the camera ended: see their logs')
             if time.monotonic() > deadline:
-                raise BenchmarkError(f'{heard.counts} after {_PATIENCE:.0f} s')
-        seen = heard.diagnostics
-        while heard.diagnostics == seen:
+                raise BenchmarkError(f'{received.counts} after {_TIMEOUT:.0f} s')
+        seen = received.diagnostics
+        while received.diagnostics == seen:
             rclpy.spin_once(node, timeout_sec=0.1)
 
-    spin_to_diagnostics(lambda: heard.counts.get('windows', 0) >= _WARM)
-    before, cpu, sent = dict(heard.counts), cpu_seconds(children[0].pid), heard.sent
-    heard.window, heard.beside, heard.messages = TopicTiming(), [], {}
+    spin_to_diagnostics(lambda: received.counts.get('windows', 0) >= _WARM_UP)
+    before, cpu, sent = dict(received.counts), cpu_seconds(children[0].pid), received.sent
+    received.window, received.beside, received.messages = TopicTiming(), [], {}
     begin = time.monotonic()
     deadline += case.seconds
     spin_to_diagnostics(lambda: time.monotonic() > begin + case.seconds)
     seconds = time.monotonic() - begin
     cpu = cpu_seconds(children[0].pid) - cpu
-    counts = {name: heard.counts.get(name, 0) - before.get(name, 0) for name in _COUNTED}
-    sent = heard.sent - sent
+    counts = {name: received.counts.get(name, 0) - before.get(name, 0) for name in _COUNTED}
+    sent = received.sent - sent
     lines = [json.loads(line) for line in clocks.read_text().splitlines()]
-    latencies = [heard.window.latency_ms(percent) / 1e3 for percent in (50, 95)]
+    latencies = [received.window.latency_ms(percent) / 1e3 for percent in (50, 95)]
     return {
         **asdict(case),
         'profile': bool(os.environ.get('FASTRTPS_DEFAULT_PROFILES_FILE')),
         'measured_seconds': seconds,
         'latency_p50': latencies[0] if case.window else None,
         'latency_p95': latencies[1] if case.window else None,
-        'beside_p50': float(np.median(heard.beside)) if case.window else None,
+        'beside_p50': float(np.median(received.beside)) if case.window else None,
         'windows_per_second': counts['windows'] / seconds,
         'sent': sent,
         'lost': sent - counts['received'],
         **counts,
-        'messages': heard.messages,
+        'messages': received.messages,
         'cpu_share': cpu / seconds,
         'windows_per_cpu_second': counts['windows'] / cpu,
         'memory_bytes': resident_memory(children[0].pid),
-        'cpu_ms_per_window': node_work(lines[_WARM : _WARM + counts['windows']]),
+        'cpu_ms_per_window': node_work(lines[_WARM_UP : _WARM_UP + counts['windows']]),
     }
 
 
-def _subscribe(node: Any, case: Case, heard: ReceivedTopics) -> None:
+def _subscribe(node: Node, case: Case, received: ReceivedTopics) -> None:
     qos = QoSProfile(depth=100)
 
-    def count(topic: str) -> None:
-        heard.messages[topic] = heard.messages.get(topic, 0) + 1
+    def count_message(topic: str, _message: bytes) -> None:
+        received.messages[topic] = received.messages.get(topic, 0) + 1
 
-    def take_window(message: Any) -> None:
-        heard.window.add(time.time_ns(), ns_from_time(message.header.stamp))
-        heard.beside.append(message.total_seconds - message.inference_seconds)
+    def receive_window(message: WindowReport) -> None:
+        received.window.add(time.time_ns(), ns_from_time(message.header.stamp))
+        received.beside.append(message.total_seconds - message.inference_seconds)
 
-    def take_sent(_message: Any) -> None:
-        heard.sent += 1
+    def receive_truth(_message: PoseStamped) -> None:
+        received.sent += 1
 
-    def take_diagnostics(message: Any) -> None:
+    def receive_diagnostics(message: DiagnosticArray) -> None:
         for pair in message.status[0].values:
             if pair.key in _COUNTED:
-                heard.counts[pair.key] = int(pair.value)
-        heard.diagnostics += 1
+                received.counts[pair.key] = int(pair.value)
+        received.diagnostics += 1
 
-    for topic in case.topics:  # not decoded: the listener is not what is measured
+    for topic in case.topics:  # raw: the cost of decoding is not the node's
         node.create_subscription(
             TOPICS[topic],
-            topic.replace('~', '/vggt'),
-            lambda _message, topic=topic: count(topic),
+            names.resolve_private(topic),
+            partial(count_message, topic),
             qos,
             raw=True,
         )
     if case.window:
-        node.create_subscription(TOPICS['~/window'], '/vggt/window', take_window, qos)
-    node.create_subscription(PoseStamped, 'truth', take_sent, qos)
-    node.create_subscription(DiagnosticArray, '/diagnostics', take_diagnostics, qos)
+        window = names.resolve_private(names.WINDOW)
+        node.create_subscription(WindowReport, window, receive_window, qos)
+    node.create_subscription(PoseStamped, names.TRUTH, receive_truth, qos)
+    node.create_subscription(DiagnosticArray, names.DIAGNOSTICS, receive_diagnostics, qos)
 
 
 def node_work(lines: Sequence[dict[str, dict[str, float]]]) -> dict[str, float]:
     """
-    Find what the node does beside the network, CPU ms for each window.
+    Compute the node's work outside of the network, CPU ms for each window.
 
     :param lines: of `timed_node`, in the order of the windows, at least two.
-    :returns: medians: `worker` from the end of one forward to the begin of the next one (decoding,
-        choosing frames, fitting them to the network; reconstruction, registration, messages and
-        their publication), `executor` (taking images from DDS, diagnostics), `both` of them, and
-        `other_threads`, mostly those of DDS, while the network does not run. `both_least`:
-        the tenth of windows that was disturbed least. `forward`: of the worker alone.
+    :returns: medians: `worker` from the end of one forward pass to the next (decoding,
+        selection and preprocessing of frames; reconstruction, registration, publication),
+        `executor` (receiving images from DDS, diagnostics), `both` of them, and `other_threads`,
+        mostly those of DDS, while the network does not run. `both_least`: the tenth percentile.
+        `forward`: of the worker alone.
     """
     worker, executor, others, forward = [], [], [], []
     for one, two in pairwise(lines):
@@ -235,13 +242,13 @@ def node_work(lines: Sequence[dict[str, dict[str, float]]]) -> dict[str, float]:
 
 
 def cpu_seconds(process: int) -> float:
-    """Read the CPU time that a process has taken, all threads, in user and in kernel mode."""
+    """Read the CPU time of a process, all threads, in user and kernel mode."""
     fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def resident_memory(process: int) -> int:
-    """Read the bytes of memory that a process holds."""
+    """Read the resident memory of a process in bytes."""
     for line in Path(f'/proc/{process}/status').read_text().splitlines():
         if line.startswith('VmRSS:'):
             return 1024 * int(line.split()[1])
@@ -249,7 +256,7 @@ def resident_memory(process: int) -> int:
 
 
 def main() -> None:
-    """Measure the case on standard input, as JSON; write the figures to the file that is named."""
+    """Measure the case given as JSON on standard input; write the figures to a file."""
     case = json.loads(sys.stdin.read())
     figures = measure_node(Case(**{**case, 'topics': tuple(case['topics'])}))
     Path(sys.argv[1]).write_text(json.dumps(figures))
