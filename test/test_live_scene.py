@@ -167,8 +167,8 @@ def test_a_listener_collects_the_published_map():
         engine = StreamingEngine(settings, FakeNetwork(image_width=28))
         for number in range(1, 6):
             images.publish(image(number))
-            picture = np.full((240, 320, 3), 50, np.uint8)
-            update = engine.add(Frame(picture, number * STEP, 'camera'))
+            blank = np.full((240, 320, 3), 50, np.uint8)
+            update = engine.add(Frame(blank, number * STEP, 'camera'))
             spin(lambda number=number: listener.scene.image_count == number)
             if update is not None:
                 publishers.publish(update, time.monotonic())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of every encoding, any row step and either byte order become the picture they show."""
+"""Images of every encoding, any row step and either byte order are decoded to their colours."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ YUV = ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2']
 PLAIN = [name for name in ENCODINGS if name not in BAYER + YUV]
 
 
-def picture():
+def noise():
     return np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
 def make_image(raw, encoding, padding=0, big_endian=False):
-    """Pack (H, W, C) values of the encoding's type; padding is filled with a strange value."""
+    """Pack (H, W, C) values of the encoding's type; padding has another value."""
     height, width = raw.shape[:2]
     rows = raw.astype(raw.dtype.newbyteorder('>' if big_endian else '<'))
     rows = np.ascontiguousarray(rows).view(np.uint8).reshape(height, -1)
@@ -58,7 +58,7 @@ def channels_of(encoding):
 
 
 def pack_plain(rgb, encoding):
-    """Order the channels as the encoding names them; 16 bits get a low byte that is lost."""
+    """Order the channels as the encoding does; 16-bit values have a low byte that is lost."""
     red, green, blue = np.moveaxis(rgb, -1, 0)
     parts = {'R': red, 'G': green, 'B': blue, 'A': np.full_like(red, 9), 'M': red}
     raw = np.stack([parts[letter] for letter in channels_of(encoding)], -1)
@@ -71,7 +71,7 @@ def pack_plain(rgb, encoding):
 @pytest.mark.parametrize('padding', [0, 5, 64])
 @pytest.mark.parametrize('encoding', PLAIN)
 def test_colour_and_grey_come_out_exactly(encoding, padding, big_endian):
-    rgb = picture()
+    rgb = noise()
     expected = rgb if channels_of(encoding) != 'M' else np.repeat(rgb[..., :1], 3, -1)
     message = make_image(pack_plain(rgb, encoding), encoding, padding, big_endian)
     decoded = decode_image(message)
@@ -106,7 +106,7 @@ def test_yuv_gives_its_colours_back(encoding, padding):
 
 
 def studio_yuv(rgb):
-    """ITU-R BT.601 with studio swing, as video devices have it."""
+    """Convert to YUV of ITU-R BT.601 with studio swing, as video devices do."""
     matrix = np.array(
         [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
     )
@@ -114,7 +114,7 @@ def studio_yuv(rgb):
 
 
 def test_rgb_without_padding_is_not_copied():
-    message = make_image(picture(), 'rgb8')
+    message = make_image(noise(), 'rgb8')
     assert np.shares_memory(decode_image(message), np.frombuffer(message.data, np.uint8))
 
 
@@ -132,8 +132,8 @@ def test_rgb_without_padding_is_not_copied():
         ({'encoding': 'bayer_rggb8', 'height': 1}, 'odd_size', '16x1'),
     ],
 )
-def test_an_unusable_image_is_refused_with_what_was_found(change, cause, words):
-    message = make_image(picture(), 'rgb8')
+def test_an_unusable_image_is_rejected_with_the_cause(change, cause, words):
+    message = make_image(noise(), 'rgb8')
     for name, value in change.items():
         setattr(message, name, value)
     with pytest.raises(ImageError, match=words) as caught:
@@ -152,10 +152,8 @@ def test_compressed_images_keep_their_colour_order(kind):
     assert np.abs(decode_compressed(message).astype(int) - rgb).max() <= 4
 
 
-@pytest.mark.parametrize(
-    ('data', 'cause'), [(b'', 'empty'), (b'no picture at all', 'undecodable')]
-)
-def test_broken_compressed_data_are_refused(data, cause):
+@pytest.mark.parametrize(('data', 'cause'), [(b'', 'empty'), (b'not an image', 'undecodable')])
+def test_broken_compressed_data_are_rejected(data, cause):
     with pytest.raises(ImageError) as caught:
         decode_compressed(CompressedImage(format='jpeg', data=array.array('B', data)))
     assert caught.value.cause == cause
@@ -171,7 +169,7 @@ def test_calibration_is_read_and_an_uncalibrated_camera_has_none():
 
 
 @pytest.mark.parametrize(
-    ('model', 'd', 'sentence'),
+    ('model', 'd', 'error'),
     [
         ('plumb_bob', [0.1, 0.2], 'plumb_bob has 2 distortion coefficients, expected 4 or 5'),
         ('equidistant', [], 'equidistant has 0 distortion coefficients, expected 4'),
@@ -179,10 +177,10 @@ def test_calibration_is_read_and_an_uncalibrated_camera_has_none():
         ('plumb_bob', [0.1, np.nan, 0, 0, 0], 'expected finite numbers'),
     ],
 )
-def test_calibrations_that_cannot_be_used_are_refused(model, d, sentence):
+def test_invalid_calibrations_are_rejected(model, d, error):
     message = CameraInfo(width=16, height=12, distortion_model=model, d=d)
     message.k = [10.0, 0.0, 8.0, 0.0, 11.0, 6.0, 0.0, 0.0, 1.0]
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=error):
         read_calibration(message)
 
 
@@ -206,6 +204,6 @@ def test_cv_bridge_agrees_where_one_works():
     from cv_bridge import CvBridge
 
     for encoding in [name for name in PLAIN if not name[0].isdigit()]:
-        message = make_image(pack_plain(picture(), encoding), encoding)
+        message = make_image(pack_plain(noise(), encoding), encoding)
         theirs = CvBridge().imgmsg_to_cv2(message, 'rgb8').astype(int)
         assert np.abs(theirs - decode_image(message)).max() <= 1, encoding

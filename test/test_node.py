@@ -391,7 +391,7 @@ def test_an_invalid_calibration_is_reported_and_mapping_continues(driver, model,
 @pytest.mark.parametrize(
     ('rectify', 'model', 'd', 'focal'),
     [
-        # a fisheye becomes a pinhole camera of 100 degrees, whatever its K says
+        # a fisheye becomes a pinhole camera of 100 degrees, independent of its K
         (True, 'equidistant', [0.0] * 4, 32 / math.tan(math.radians(50))),
         (True, 'plumb_bob', [], 20.0),
         (False, 'plumb_bob', [0.1, 0.0, 0.0, 0.0, 0.0], 25.0),  # rectified already: P applies
@@ -507,10 +507,10 @@ class Robot:
     def __init__(self, driver):
         self.node = driver.node
         qos = QoSProfile(depth=100)
-        kept = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.publishers = {
             'tf': self.node.create_publisher(TFMessage, '/tf', qos),
-            'tf_static': self.node.create_publisher(TFMessage, '/tf_static', kept),
+            'tf_static': self.node.create_publisher(TFMessage, '/tf_static', latched),
             'odometry': self.node.create_publisher(Odometry, 'odometry', qos),
             'depth': self.node.create_publisher(Image, 'sensor_depth', qos),
         }
@@ -858,9 +858,9 @@ def test_compressed_images_are_an_option(idle):
     idle.set(image_transport='compressed')
     assert idle.change('configure', 'activate')
     idle.settle(idle.jpegs)
-    picture = np.zeros((48, 64, 3), np.uint8)
-    picture[:] = COLOUR[::-1]
-    data = cv2.imencode('.png', picture)[1].tobytes()
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:] = COLOUR[::-1]
+    data = cv2.imencode('.png', image)[1].tobytes()
     for number in range(SIZE):
         header = builder.header('camera', stamp_of(number))
         idle.jpegs.publish(CompressedImage(header=header, format='png', data=data))

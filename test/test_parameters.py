@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters are the settings: names, defaults, ranges, descriptions, refusals."""
+"""The parameters are the settings: names, defaults, ranges, descriptions, rejections."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def change(node, **values):
     return node.set_parameters_atomically(parameters)
 
 
-def test_the_yaml_file_is_what_the_settings_say():
+def test_the_yaml_file_is_generated_from_the_settings():
     assert YAML.read_text() == format_yaml()
     values = yaml.safe_load(YAML.read_text())['/**']['ros__parameters']
     assert values == {entry.name: entry.default for entry in declared_settings()}
@@ -64,7 +64,7 @@ def test_the_yaml_file_is_what_the_settings_say():
     }
 
 
-def test_the_yaml_file_fits_the_page():
+def test_the_yaml_file_has_short_lines():
     assert max(len(line) for line in YAML.read_text().splitlines()) <= 99
 
 
@@ -97,7 +97,7 @@ def test_every_parameter_is_described_with_its_range(make):
     ('values', 'words'),
     [
         ({'window_size': 1}, 'window_size'),
-        ({'window_size': 8.0}, 'Wrong parameter type'),  # rclpy's own words
+        ({'window_size': 8.0}, 'Wrong parameter type'),  # rclpy's error
         ({'min_parallax': 2.0}, 'min_parallax'),
         ({'min_parallax': math.nan}, 'min_parallax'),
         ({'max_stamp_gap': math.inf}, 'max_stamp_gap'),
@@ -105,7 +105,7 @@ def test_every_parameter_is_described_with_its_range(make):
         ({'checkpoint': True}, 'Wrong parameter type'),
     ],
 )
-def test_a_bad_change_is_refused_with_the_reason(make, values, words):
+def test_an_invalid_change_is_rejected_with_the_reason(make, values, words):
     node, parameters = make()
     result = change(node, **values)
     assert not result.successful
@@ -113,7 +113,7 @@ def test_a_bad_change_is_refused_with_the_reason(make, values, words):
     assert parameters.read() == (Settings(), NodeSettings())
 
 
-def test_a_good_change_is_read(make):
+def test_a_valid_change_is_read(make):
     node, parameters = make()
     assert change(node, window_size=12, tf_mode='off').successful
     settings, node_settings = parameters.read()
@@ -121,7 +121,7 @@ def test_a_good_change_is_read(make):
     assert node_settings.tf_mode == 'off'
 
 
-def test_a_configured_node_refuses_changes(make):
+def test_a_configured_node_rejects_changes(make):
     node, parameters = make()
     parameters.locked = True
     result = change(node, window_size=12)
@@ -144,7 +144,7 @@ def test_a_configured_node_refuses_changes(make):
         {'camera_frame_prefix': 'vggt_world'},
     ],
 )
-def test_a_bad_start_value_fails_when_read_not_before(make, overrides):
+def test_an_invalid_start_value_fails_when_read_not_before(make, overrides):
     node, parameters = make(**overrides)
     with pytest.raises(ValueError, match=list(overrides)[-1]):
         parameters.read()
@@ -153,7 +153,7 @@ def test_a_bad_start_value_fails_when_read_not_before(make, overrides):
     assert parameters.read() == (Settings(), NodeSettings())
 
 
-def test_the_sentence_about_a_bad_start_value_is_one_line(make):
+def test_the_error_of_an_invalid_start_value_is_one_line(make):
     _, parameters = make(window_size='eight')
     with pytest.raises(ValueError, match='window_size') as caught:
         parameters.read()
@@ -161,9 +161,9 @@ def test_the_sentence_about_a_bad_start_value_is_one_line(make):
 
 
 @pytest.mark.parametrize('kind', [VggtNode, SyntheticCamera, Recorder])
-def test_no_attribute_of_ours_takes_the_name_of_one_of_rclpys(context, kind):
+def test_no_attribute_of_ours_has_the_name_of_one_of_rclpys(context, kind):
     base = kind.__base__('bare', context=context)
-    taken = set(dir(base))
+    inherited = set(dir(base))
     base.destroy_node()
     assigned = set(re.findall(r'self\.(\w+)(?:: .+)? = ', inspect.getsource(kind)))
-    assert assigned and not assigned & taken
+    assert assigned and not assigned & inherited

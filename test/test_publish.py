@@ -57,8 +57,8 @@ def node():
 def updates():
     settings = Settings.from_flat({'min_parallax': 0.0, 'window_size': SIZE, 'window_stride': 1})
     engine = StreamingEngine(settings, FakeNetwork(image_width=28))
-    picture = np.full((24, 32, 3), 50, np.uint8)
-    added = [engine.add(Frame(picture, 10**12 + i * 10**8, 'camera')) for i in range(SIZE + 4)]
+    image = np.full((24, 32, 3), 50, np.uint8)
+    added = [engine.add(Frame(image, 10**12 + i * 10**8, 'camera')) for i in range(SIZE + 4)]
     return [update for update in added if update is not None]
 
 
@@ -76,7 +76,7 @@ class WatchedUpdate:
 
 
 def listen(node, topic, kind):
-    """Subscribe, and wait until the publisher knows; return the list of what will come."""
+    """Subscribe, and wait for the match with the publisher; return the list of the messages."""
     got = []
     node.create_subscription(kind, topic, got.append, 10)
     (publisher,) = [p for p in node.publishers if p.topic_name == node.resolve_topic_name(topic)]
@@ -107,16 +107,20 @@ def test_nothing_is_computed_for_topics_without_subscribers(node, updates):
 
 
 def test_the_engine_tracks_points_only_for_subscribers(node):
-    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     settings = {'window_size': SIZE, 'window_stride': 1, 'min_parallax': 0.0, 'track_points': 5}
     engine = StreamingEngine(Settings.from_flat(settings), FakeNetwork(image_width=28))
     publishers = MapPublishers(node, NodeSettings())
-    engine.wants_tracks = publishers.has_track_subscribers
-    updates = [engine.add(Frame(picture, i * 10**8, 'camera')) for i in range(SIZE + 1)]
+
+    def add(number):
+        frame = Frame(image, number * 10**8, 'camera')
+        return engine.add(frame, with_tracks=publishers.has_track_subscribers())
+
+    updates = [add(i) for i in range(SIZE + 1)]
     assert [update.tracks for update in updates[SIZE - 1 :]] == [None, None]
     got = listen(node, '~/tracks', TOPICS['~/tracks'])
     assert publishers.has_track_subscribers()
-    update = engine.add(Frame(picture, (SIZE + 1) * 10**8, 'camera'))
+    update = add(SIZE + 1)
     publishers.publish(update, time.monotonic())
     wait(node, lambda: got)
     tracks, (message,) = update.tracks, got
@@ -132,7 +136,7 @@ def test_the_engine_tracks_points_only_for_subscribers(node):
 
 
 @pytest.mark.parametrize('reliability', ['reliable', 'best_effort'])
-def test_topics_have_the_reliability_that_is_set(node, reliability):
+def test_topics_have_the_reliability_of_the_settings(node, reliability):
     MapPublishers(node, NodeSettings(publish_reliability=reliability))
     for topic in TOPICS:
         (end,) = node.get_publishers_info_by_topic(topic.replace('~', '/publish'))
@@ -151,12 +155,12 @@ def test_the_path_keeps_its_newest_poses_only(node, updates):
     assert stamps == [10**12 + i * 10**8 for i in range(SIZE, SIZE + 4)]
 
 
-def test_a_closed_loop_moves_the_path(node):
+def test_a_closed_loop_corrects_the_path(node):
     pytest.importorskip('gtsam', reason='needs GTSAM')
     world = world_of(SEQUENCES['rotation'](200))
-    pictures = [world.paint(i * STEP_NS, 28, 42) for i in range(200)]
+    images = [world.paint(i * STEP_NS, 28, 42) for i in range(200)]
     noise = Errors(depth=0.01, rotation=0.01, translation=0.01)
-    updates = map_sequence(TruthNetwork(world, noise, 42), pictures, loop_closure=True)
+    updates = map_sequence(TruthNetwork(world, noise, 42), images, loop_closure=True)
     assert any(update.loop_closure for update in updates)
     publishers = MapPublishers(node, NodeSettings())
     got = listen(node, '~/path', Path)
@@ -169,11 +173,11 @@ def test_a_closed_loop_moves_the_path(node):
     ]
     assert closed == [(u.window_id, u.loop_closure.with_window) for u in updates if u.loop_closure]
     expected = []
-    for update, place in zip(updates, corrected_registrations(updates)):
-        cameras = place.transform_poses(update.reconstruction.window_from_camera)
+    for update, registration in zip(updates, corrected_registrations(updates)):
+        cameras = registration.transform_poses(update.reconstruction.window_from_camera)
         expected += [c for c, is_new in zip(cameras, update.is_new) if is_new]
-    told = [pose_from_message(p.pose.position, p.pose.orientation) for p in got[-1].poses]
-    found = matrices_from_poses(np.array(told))
+    poses = [pose_from_message(p.pose.position, p.pose.orientation) for p in got[-1].poses]
+    found = matrices_from_poses(np.array(poses))
     assert len(found) == len(expected) == 200
     np.testing.assert_allclose(found[:, :3, :3], np.stack(expected)[:, :3, :3], atol=1e-9)
     np.testing.assert_allclose(found[:, :3, 3], 2 * np.stack(expected)[:, :3, 3], atol=1e-9)

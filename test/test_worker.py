@@ -42,7 +42,7 @@ class Lines:
 class WatchedEngine(StreamingEngine):
     """An engine that reports when it encodes ahead."""
 
-    ahead = None  # a callable, from when on it replaces the work
+    ahead = None  # a callable that replaces the work
 
     def encode_ahead(self):
         if self.ahead is None:
@@ -177,7 +177,7 @@ def test_no_window_is_lost_under_load_and_every_image_is_counted(bench):
     assert ids == list(range(len(ids))) and len(ids) > 3
     assert {update.map_id for update in run.updates} == {0}
     assert all(update.registration.shared == SIZE - STRIDE for update in run.updates[1:])
-    # whatever a window holds came while the one before was computed, or later
+    # the images of a window arrived while the previous one was computed, or later
     for arrived, two_before in zip(run.arrived[2:], run.published):
         assert arrived > two_before
     stamps = [frame.stamp_ns for frame in run.updates[-1].batch.frames]
@@ -223,7 +223,7 @@ def test_a_failed_window_is_reported_and_the_next_one_is_computed(bench, failure
     wait_for(lambda: len(run.updates) == 3)
     assert run.faults.counts == {kind: 1}
     assert run.log.lines == [run.faults.latest.text]
-    # the window after it shares no frame with the one before it: declared, not guessed
+    # the window after it shares no frame with the one before it: a new map starts
     assert [update.map_id for update in run.updates] == [0, 1, 1]
     assert run.updates[1].map_start_reason
 

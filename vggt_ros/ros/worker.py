@@ -3,9 +3,9 @@
 The thread that runs the engine, so that the executor never waits for the network.
 
 Images wait as messages in a short queue; the thread decodes one frame set, passes it to the engine
-and publishes the update. While none waits, the engine encodes the next frames ahead. Under load frame sets are
+and publishes the update. While none waits, the engine encodes ahead. Under load frame sets are
 dropped from the queue: the one whose absence leaves the others most evenly spaced in time. The
-engine receives the stamps of those dropped. Windows are never dropped: a complete one is computed.
+engine receives their stamps. Windows are never dropped: a complete one is computed.
 
 Failures are caught here and nowhere else in the node: each is reported as a fault, and the next
 frame set is processed.

@@ -15,6 +15,7 @@ import time
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.client import Client
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
@@ -38,7 +39,7 @@ def bring_up(node: Node, target: str, timeout: float) -> None:
     :raises TransitionError: if the node is not active in time.
     """
     deadline = time.monotonic() + timeout
-    client = node.create_client(ChangeState, f'{target}/change_state')
+    client: Client = node.create_client(ChangeState, f'{target}/change_state')
     try:
         if not client.wait_for_service(timeout):
             raise TransitionError(f'no lifecycle node {target} after {timeout:.0f} s')
@@ -48,9 +49,10 @@ def bring_up(node: Node, target: str, timeout: float) -> None:
             rclpy.spin_until_future_complete(
                 node, future, timeout_sec=max(0.0, deadline - time.monotonic())
             )
-            if not future.done():
+            response = future.result()
+            if response is None:
                 raise TransitionError(f'{target} did not {name} within {timeout:.0f} s')
-            if not future.result().success:
+            if not response.success:
                 raise TransitionError(f'{target} failed to {name}: see its log')
     finally:
         node.destroy_client(client)
