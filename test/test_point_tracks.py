@@ -19,7 +19,7 @@ from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.inference.network import Network, load_network
-from vggt_ros.io.frame_source import open_frames
+from vggt_ros.io.recordings import open_frames
 from vggt_ros.lab.evaluation.trajectory import compare_orientations
 from vggt_ros.lab.evaluation.truth_network import Errors, World, true_intrinsics
 from vggt_ros.lab.synthetic.windows import render_windows, window_seeds

@@ -28,7 +28,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vggt_ros.inference.network import load_network
-from vggt_ros.io.frame_source import RATE, open_frames
+from vggt_ros.io.frame_source import RATE
+from vggt_ros.io.recordings import open_frames
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.offline.export import ExportOptions
 from vggt_ros.offline.jobs import run_jobs
