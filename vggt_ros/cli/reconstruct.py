@@ -161,14 +161,14 @@ def make_one(asked: argparse.Namespace, where: str, output: Path) -> int:
         def show(now: RunProgress) -> None:
             speed = bar.tasks[0].speed
             rate = f'{speed:.1f} pictures/s, {now.windows} windows' if speed else ''
-            bar.update(task, completed=now.pictures, total=now.of, rate=rate)
+            bar.update(task, completed=now.images, total=now.total, rate=rate)
 
         done = make_map(asked, where, output, show, Interruption())
     if not done.complete:
         say_error(f'stopped; what is done is in {done.folder}, the same command goes on')
         return 130
-    assert done.made is not None
-    about = done.made.description
+    assert done.export is not None
+    about = done.export.description
     print(f'{done.folder}: {about["title"]}, {about["points"]} points, unit: {about["unit"]}')
     if 'refinement' in about:
         print(about['refinement'])

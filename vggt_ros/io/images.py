@@ -16,20 +16,18 @@ ImageFile = Path | BinaryIO
 Size = tuple[int, int]  # H, W
 
 
-def read_image(file: ImageFile, size: Size | None = None) -> npt.NDArray[np.uint8]:
+def read_image(file: ImageFile) -> npt.NDArray[np.uint8]:
     """
     Read an image file.
 
     Transparent pixels of an RGBA file are blended with white; the EXIF orientation is ignored.
 
     :param file: a path, or a file that is open for reading.
-    :param size: that the image must have; it is checked before decoding.
     :returns: (H, W, 3), RGB.
     :raises ValueError: if the file cannot be read as an image.
     """
     try:
         with Image.open(file) as image:
-            _check_size(image, size)
             if image.mode == 'RGBA':
                 white = Image.new('RGBA', image.size, (255, 255, 255, 255))
                 return np.asarray(Image.alpha_composite(white, image).convert('RGB'))
@@ -51,7 +49,9 @@ def read_uint16_image(file: ImageFile, size: Size | None = None) -> npt.NDArray[
     try:
         data = file.read_bytes() if isinstance(file, Path) else file.read()
         with Image.open(io.BytesIO(data)) as image:
-            _check_size(image, size)
+            width, height = image.size
+        if size is not None and (height, width) != size:
+            raise ValueError(f'it has {width}x{height} pixels; expected {size[1]}x{size[0]}')
         stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
         raise ValueError(f'{_name(file)} cannot be read as an image: {error}') from error
@@ -63,12 +63,6 @@ def read_uint16_image(file: ImageFile, size: Size | None = None) -> npt.NDArray[
             'channel of 16 bits'
         )
     return stored  # type: ignore[return-value]
-
-
-def _check_size(image: Image.Image, size: Size | None) -> None:
-    width, height = image.size
-    if size is not None and (height, width) != size:
-        raise ValueError(f'it has {width}x{height} pixels; expected {size[1]}x{size[0]}')
 
 
 def _name(file: ImageFile) -> str:
