@@ -43,7 +43,11 @@ def open_file(folder: Path, name: str, limit: int = LARGEST_FILE) -> Iterator[Bi
             return os.open(last, flags | _READ, dir_fd=parent)
 
         _check_entry(path, parent, last)
-        with open(path, 'rb', opener=opener) as file:
+        try:
+            file = open(path, 'rb', opener=opener)  # noqa: SIM115 its errors alone are caught
+        except IsADirectoryError as error:
+            raise ValueError(f'{path} is a folder; expected a file') from error
+        with file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f'{path} is no regular file')
@@ -63,16 +67,20 @@ def read_file(folder: Path, name: str, limit: int = LARGEST_FILE) -> bytes:
 
 def has_file(folder: Path, name: str) -> bool:
     """
-    Check whether there is a regular file of this name.
+    Check whether there is a file of this name.
 
-    :raises ValueError: if a link is on the way.
+    :raises ValueError: if it is anything but a regular file, or a link is on the way.
     """
     *parents, last = name.split('/')
     try:
         with _open_folder(folder, parents) as parent:
-            return stat.S_ISREG(os.lstat(last, dir_fd=parent).st_mode)
+            _check_entry(folder / name, parent, last)
+            mode = os.lstat(last, dir_fd=parent).st_mode
     except FileNotFoundError:
         return False
+    if not stat.S_ISREG(mode):
+        raise ValueError(f'{folder / name} is no regular file')
+    return True
 
 
 def list_files(folder: Path, subfolder: str, suffix: str) -> list[str]:

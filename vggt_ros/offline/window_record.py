@@ -175,9 +175,11 @@ def make_record(
         is_new=np.array(update.is_new, np.bool_),
         stamps_ns=np.array([frame.stamp_ns for frame in batch.frames], np.int64),
         camera_frame=batch.frames[-1].camera_frame,
-        window_from_camera=geometry.window_from_camera,
-        intrinsics=geometry.intrinsics,
-        source_from_network=np.stack([image.source_from_network for image in batch.images]),
+        window_from_camera=np.asarray(geometry.window_from_camera, np.float64),
+        intrinsics=np.asarray(geometry.intrinsics, np.float64),
+        source_from_network=np.stack([image.source_from_network for image in batch.images]).astype(
+            np.float64
+        ),
         network_size=np.array(geometry.image_size, np.int64),
         source_size=np.array(batch.frames[-1].image.shape[:2], np.int64),
         map_from_window=update.registration.map_from_window,
@@ -185,13 +187,13 @@ def make_record(
         map_scale=float(metric.factor),
         map_scale_valid=bool(metric.valid),
         scale_source=metric.source,
-        confidence=np.nan_to_num(update.confidence, nan=0.0),
+        confidence=np.nan_to_num(np.asarray(update.confidence, np.float64), nan=0.0),
         residual=0.0 if starts_map else float(update.registration.residual),
         inliers=1.0 if starts_map else float(update.registration.inliers),
         seconds={step: update.seconds[step] for step in STEPS},
         **_select_points(update),
         **_list_observations(tracks, batch.ids),
-        depth_steps=depth_steps,
+        depth_steps=np.asarray(depth_steps, np.float64),
     )
 
 
@@ -230,8 +232,8 @@ def _list_observations(
     return {
         'track_ids': track.astype(np.int64),
         'track_frame_ids': np.array(frame_ids, np.int64)[frame],
-        'track_pixels': tracks.pixels[frame, track],
-        'track_confidence': tracks.confidence[frame, track],
+        'track_pixels': tracks.pixels[frame, track].astype(np.float64),
+        'track_confidence': tracks.confidence[frame, track].astype(np.float64),
     }
 
 
