@@ -12,9 +12,9 @@ import pytest
 import torch
 from fake_network import FakeNetwork, true_cameras
 from PIL import Image
-from vggt_ros.frames.batch import Batch
 
 from vggt_ros.engine import StreamingEngine
+from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.rotation import rotation_angle

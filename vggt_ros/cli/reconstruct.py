@@ -173,7 +173,7 @@ def make_one(asked: argparse.Namespace, where: str, output: Path) -> int:
     if 'refinement' in about:
         print(about['refinement'])
     if about['unreadable']:
-        print(f'{len(about["unreadable"])} pictures could not be read; see report.html')
+        print(f'{len(about["unreadable"])} images could not be read; see report.html')
     if about['warning']:
         print(about['warning'])
     return 0
