@@ -28,7 +28,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vggt_ros.inference.network import load_network
-from vggt_ros.io.frame_source import RATE
+from vggt_ros.io.frame_source import IMAGE_RATE
 from vggt_ros.io.recordings import open_frames
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.offline.export import ExportOptions
@@ -75,7 +75,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument('--jobs', type=int, default=1, help='of several inputs at once, on Ray')
     parser.add_argument('--topic', default='', help='image topic of a bag with several')
-    parser.add_argument('--rate', type=float, default=RATE, help='pictures of a folder per second')
+    parser.add_argument(
+        '--rate', type=float, default=IMAGE_RATE, help='pictures of a folder per second'
+    )
     parser.add_argument('--every', type=int, default=1, help='take every so many pictures')
     parser.add_argument('--all-at-once', action='store_true', help='one window of all pictures')
     parser.add_argument('--no-images', action='store_true', help='do not keep the pictures')

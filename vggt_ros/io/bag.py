@@ -91,7 +91,7 @@ class Bag:
         return {each.topic for each in self._reader.connections if each.msgtype in types}
 
     def image_topics(self) -> tuple[set[str], set[str]]:
-        """List the topics of colour images and those of depth images, told by their encoding."""
+        """List the topics of colour images and those of depth images, by their encoding."""
         depth = {
             topic
             for topic in self.topics(IMAGE)
@@ -153,7 +153,7 @@ class Bag:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Turn errors of rosbags, whose parsers let through any kind, into one."""
+        """Raise BagError for all errors of rosbags, whose parsers raise many kinds."""
         try:
             yield
         except Exception as error:

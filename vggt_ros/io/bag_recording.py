@@ -29,7 +29,7 @@ from vggt_ros.io.bag import (
 from vggt_ros.io.message_reading import ImageError, decode_depth
 from vggt_ros.io.rgbd import RgbdFrame, associate_depth
 
-MAX_GAP = 0.5  # s between two poses that are interpolated
+_MAX_GAP = 0.5  # s between two poses that are interpolated
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class BagRecording:
     def _read_poses(self, pose_topic: str, frame: str, stamps: Array) -> Array:
         """Return world_from_camera (N, 4, 4), NaN where unknown."""
         # images may begin a little before the poses and end after them
-        tree = TransformTree(MAX_GAP, MAX_GAP / 2)
+        tree = TransformTree(_MAX_GAP, _MAX_GAP / 2)
         for topic in sorted(self._bag.topics(TRANSFORMS)):
             for each in self._bag.messages([topic]):
                 add_transforms(tree, topic, each.deserialize())

@@ -21,9 +21,9 @@ from vggt_ros.geometry.poses import Array, interpolate_poses
 from vggt_ros.io.images import read_image
 from vggt_ros.io.rgbd import RgbdFrame, parse_numbers, read_rows
 
-TRUTH_FOLDERS = ('state_groundtruth_estimate0', 'mocap0')
-MAX_GAP = 0.1  # s between two poses that are interpolated
-MODELS = {'radial-tangential': 'plumb_bob', 'radtan': 'plumb_bob', 'equidistant': 'equidistant'}
+_TRUTH_FOLDERS = ('state_groundtruth_estimate0', 'mocap0')
+_MAX_GAP = 0.1  # s between two poses that are interpolated
+_MODELS = {'radial-tangential': 'plumb_bob', 'radtan': 'plumb_bob', 'equidistant': 'equidistant'}
 
 
 class EurocRecording:
@@ -42,12 +42,12 @@ class EurocRecording:
         rows = read_rows(camera / 'data.csv', 2, ',', more=True)
         stamps = parse_numbers(camera / 'data.csv', [row[:1] for row in rows])[:, 0] * 1e-9
         self._calibration, body_from_camera = _read_sensor(camera / 'sensor.yaml')
-        candidates = [folder / 'mav0' / each / 'data.csv' for each in TRUTH_FOLDERS]
+        candidates = [folder / 'mav0' / each / 'data.csv' for each in _TRUTH_FOLDERS]
         truth_file = next((path for path in candidates if path.exists()), candidates[0])
         truth_rows = read_rows(truth_file, 8, ',', more=True)
         truth = parse_numbers(truth_file, [row[:8] for row in truth_rows])
         body_poses = truth[:, [1, 2, 3, 5, 6, 7, 4]]  # the file has w first
-        world_from_body = interpolate_poses(truth[:, 0] * 1e-9, body_poses, stamps, MAX_GAP, 0.0)
+        world_from_body = interpolate_poses(truth[:, 0] * 1e-9, body_poses, stamps, _MAX_GAP, 0.0)
         poses = world_from_body @ body_from_camera
         usable = np.flatnonzero(np.isfinite(poses).all(axis=(1, 2)))
         self._frames = [(float(stamps[i]), rows[i][1].strip(), poses[i]) for i in usable]
@@ -78,7 +78,7 @@ def _read_sensor(path: Path) -> tuple[Calibration, Array]:
             Calibration(
                 width=int(width),
                 height=int(height),
-                distortion_model=MODELS.get(model, model),
+                distortion_model=_MODELS.get(model, model),
                 K=np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64),
                 D=np.array(sensor['distortion_coefficients'], dtype=np.float64),
             ),

@@ -17,7 +17,7 @@ from vggt_ros.io.images import read_image
 from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
-IMAGE_FILES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class FolderFrames:
         """
         path = Path(where)
         if path.is_dir():
-            found = [each for each in path.iterdir() if each.suffix.lower() in IMAGE_FILES]
+            found = [each for each in path.iterdir() if each.suffix.lower() in _SUFFIXES]
         else:
             found = [Path(each) for each in glob.glob(where) if Path(each).is_file()]
         if not found:
             expected = (
-                ', '.join(IMAGE_FILES) if path.is_dir() else 'a bag, a video, a folder or files'
+                ', '.join(_SUFFIXES) if path.is_dir() else 'a bag, a video, a folder or files'
             )
             raise ValueError(f'{where}: found no images; expected {expected}')
         self.name = path.resolve().name if path.is_dir() else path.resolve().parent.name

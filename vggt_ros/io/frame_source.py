@@ -10,7 +10,7 @@ from vggt_ros.frames.frame import Frame
 from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
-RATE = 10.0  # images per second where files have no stamps
+IMAGE_RATE = 10.0  # images per second where files have no stamps
 CAMERA_FRAME = 'camera'  # frame id of the camera where files name none
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-ImageFile = Path | BinaryIO
-Size = tuple[int, int]  # H, W
+_File = Path | BinaryIO
+_Size = tuple[int, int]  # H, W
 
 
-def read_image(file: ImageFile) -> npt.NDArray[np.uint8]:
+def read_image(file: _File) -> npt.NDArray[np.uint8]:
     """
     Read an image file.
 
@@ -37,7 +37,7 @@ def read_image(file: ImageFile) -> npt.NDArray[np.uint8]:
         raise ValueError(f'{_name(file)} cannot be read as an image: {error}') from error
 
 
-def read_uint16_image(file: ImageFile, size: Size | None = None) -> npt.NDArray[np.uint16]:
+def read_uint16_image(file: _File, size: _Size | None = None) -> npt.NDArray[np.uint16]:
     """
     Read an image with one channel of 16 bits, such as depth.
 
@@ -65,5 +65,5 @@ def read_uint16_image(file: ImageFile, size: Size | None = None) -> npt.NDArray[
     return stored  # type: ignore[return-value]
 
 
-def _name(file: ImageFile) -> str:
+def _name(file: _File) -> str:
     return str(file if isinstance(file, Path) else file.name)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from vggt_ros.io.euroc import EurocRecording
 from vggt_ros.io.folder_frames import FolderFrames
-from vggt_ros.io.frame_source import RATE, FrameSource
+from vggt_ros.io.frame_source import IMAGE_RATE, FrameSource
 from vggt_ros.io.rgbd import RgbdRecording
 from vggt_ros.io.seven_scenes import SevenScenesRecording
 from vggt_ros.io.tum_rgbd import TumRecording
 from vggt_ros.io.video_frames import VideoFrames
 
-BAG_FILES = ('.mcap', '.db3')
-VIDEO_FILES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
+_BAG_SUFFIXES = ('.mcap', '.db3')
+_VIDEO_SUFFIXES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
 
 def open_frames(
-    where: str, image_topic: str = '', rate: float = RATE, odom_frame: str = 'odom'
+    where: str, image_topic: str = '', rate: float = IMAGE_RATE, odom_frame: str = 'odom'
 ) -> FrameSource:
     """
     Open a bag, a video, a folder of images or a pattern such as `shots/*.png`.
@@ -33,7 +33,7 @@ def open_frames(
         from vggt_ros.io.bag_frames import BagFrames  # only bags need rosbags
 
         return BagFrames(path, image_topic, odom_frame)
-    if path.suffix.lower() in VIDEO_FILES:
+    if path.suffix.lower() in _VIDEO_SUFFIXES:
         return VideoFrames(path)
     return FolderFrames(where, rate)
 
@@ -62,4 +62,4 @@ def open_recording(path: Path) -> RgbdRecording:
 
 def is_bag(path: Path) -> bool:
     """Recognise a bag by its name or its metadata."""
-    return path.suffix.lower() in BAG_FILES or (path / 'metadata.yaml').exists()
+    return path.suffix.lower() in _BAG_SUFFIXES or (path / 'metadata.yaml').exists()

@@ -20,7 +20,7 @@ from vggt_ros.io.images import read_uint16_image
 
 Depth = npt.NDArray[np.float32]
 
-MAX_OFFSET = 0.02  # s between the stamps of a colour image and its depth image
+_MAX_OFFSET = 0.02  # s between the stamps of a colour image and its depth image
 # Type of a pixel of a depth image, and its unit in metres (REP-118), by the encoding in ROS.
 DEPTH_ENCODINGS = {'16UC1': ('u2', 0.001), 'mono16': ('u2', 0.001), '32FC1': ('f4', 1.0)}
 
@@ -82,12 +82,12 @@ def associate_depth(
     :raises ValueError: if there are none.
     """
     nearest = np.abs(depth_stamps - colour_stamps[:, None]).argmin(axis=1)
-    with_depth = np.abs(depth_stamps[nearest] - colour_stamps) <= MAX_OFFSET
+    with_depth = np.abs(depth_stamps[nearest] - colour_stamps) <= _MAX_OFFSET
     usable = with_depth & np.isfinite(world_from_camera).all(axis=(1, 2))
     if not usable.any():
         raise ValueError(
             f'{name}: of {len(colour_stamps)} colour images {int(with_depth.sum())} have a depth '
-            f'image within {MAX_OFFSET} s, and none of these has a pose'
+            f'image within {_MAX_OFFSET} s, and none of these has a pose'
         )
     return [(int(i), int(nearest[i])) for i in np.flatnonzero(usable)]
 

@@ -19,10 +19,10 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.io.images import read_image
 from vggt_ros.io.rgbd import RgbdFrame, read_depth_image
 
-UNITS_PER_METRE = 1000.0
-FRAME_RATE = 30.0  # Hz, of the camera; files have no stamps
-WIDTH = 640
-INTRINSICS = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # published with the data set
+_UNITS_PER_METRE = 1000.0
+_FRAME_RATE = 30.0  # Hz, of the camera; files have no stamps
+_WIDTH = 640
+_INTRINSICS = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # published with the data set
 
 
 class SevenScenesRecording:
@@ -55,10 +55,10 @@ class SevenScenesRecording:
         """Read a frame; see `RgbdRecording`."""
         colour, depth_file, pose = self._frames[index]
         image = read_image(colour)
-        scale = image.shape[1] / WIDTH
-        intrinsics = np.diag([scale, scale, 1]) @ INTRINSICS
-        depth = read_depth_image(depth_file, UNITS_PER_METRE, unknown=(0, 65535))
-        return RgbdFrame(index / FRAME_RATE, image, depth, pose, intrinsics)
+        scale = image.shape[1] / _WIDTH
+        intrinsics = np.diag([scale, scale, 1]) @ _INTRINSICS
+        depth = read_depth_image(depth_file, _UNITS_PER_METRE, unknown=(0, 65535))
+        return RgbdFrame(index / _FRAME_RATE, image, depth, pose, intrinsics)
 
 
 def _read_pose(path: Path) -> Array:

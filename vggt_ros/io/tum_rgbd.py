@@ -23,17 +23,17 @@ from vggt_ros.io.rgbd import (
     read_rows,
 )
 
-UNITS_PER_METRE = 5000.0
-MAX_GAP = 0.1  # s between two poses that are interpolated
-WIDTH = 640
+_UNITS_PER_METRE = 5000.0
+_MAX_GAP = 0.1  # s between two poses that are interpolated
+_WIDTH = 640
 # Intrinsics of the colour cameras, fx fy cx cy in pixels of this width, as published. Images of
 # freiburg3 are rectified; the distortion of the others is ignored.
-CALIBRATIONS = {
+_CALIBRATIONS = {
     'freiburg1': (517.3, 516.5, 318.6, 255.3),
     'freiburg2': (520.9, 521.0, 325.1, 249.7),
     'freiburg3': (535.4, 539.2, 320.1, 247.6),
 }
-DEFAULT_CALIBRATION = (525.0, 525.0, 319.5, 239.5)  # of ROS, recommended by the benchmark
+_DEFAULT_CALIBRATION = (525.0, 525.0, 319.5, 239.5)  # of ROS, recommended by the benchmark
 
 
 class TumRecording:
@@ -50,13 +50,13 @@ class TumRecording:
         colour_stamps, colour = _read_files(folder / 'rgb.txt')
         depth_stamps, depth = _read_files(folder / 'depth.txt')
         truth = _read_poses(folder / 'groundtruth.txt')
-        poses = interpolate_poses(truth[:, 0], truth[:, 1:], colour_stamps, MAX_GAP, MAX_GAP / 2)
+        poses = interpolate_poses(truth[:, 0], truth[:, 1:], colour_stamps, _MAX_GAP, _MAX_GAP / 2)
         self._frames = [
             (float(colour_stamps[i]), colour[i], depth[j], poses[i])
             for i, j in associate_depth(str(folder), colour_stamps, depth_stamps, poses)
         ]
-        known = [value for key, value in CALIBRATIONS.items() if key in self.name]
-        self._calibration = known[0] if known else DEFAULT_CALIBRATION
+        known = [value for key, value in _CALIBRATIONS.items() if key in self.name]
+        self._calibration = known[0] if known else _DEFAULT_CALIBRATION
 
     def __len__(self) -> int:
         """Count the usable frames."""
@@ -66,10 +66,10 @@ class TumRecording:
         """Read a frame; see `RgbdRecording`."""
         stamp, colour, depth_file, pose = self._frames[index]
         image = read_image(self._folder / colour)
-        scale = image.shape[1] / WIDTH
+        scale = image.shape[1] / _WIDTH
         fx, fy, cx, cy = self._calibration
         intrinsics = np.diag([scale, scale, 1]) @ np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        depth = read_depth_image(self._folder / depth_file, UNITS_PER_METRE, unknown=(0,))
+        depth = read_depth_image(self._folder / depth_file, _UNITS_PER_METRE, unknown=(0,))
         return RgbdFrame(stamp, image, depth, pose, intrinsics)
 
 

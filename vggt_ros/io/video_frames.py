@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from vggt_ros.frames.frame import Frame
-from vggt_ros.io.frame_source import CAMERA_FRAME, RATE, reject_scale_source
+from vggt_ros.io.frame_source import CAMERA_FRAME, IMAGE_RATE, reject_scale_source
 from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
@@ -41,7 +41,7 @@ class VideoFrames:
         """Decode the images, with the stamps of the file; see `FrameSource`."""
         video = self._open(self._path)
         rate = video.get(cv2.CAP_PROP_FPS)
-        step_ns = round(1e9 / (rate if rate > 0 else RATE))
+        step_ns = round(1e9 / (rate if rate > 0 else IMAGE_RATE))
         last_ns = -1
         index = 0
         try:

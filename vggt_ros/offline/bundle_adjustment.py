@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from vggt_ros.frames.batch import Mask
 from vggt_ros.geometry.poses import Array
 from vggt_ros.offline.colmap_problem import ColmapProblem, NoSolutionError, SparseModel
 from vggt_ros.offline.degeneracy import (
@@ -28,7 +29,7 @@ from vggt_ros.offline.degeneracy import (
     measure_parallax,
     triangulate,
 )
-from vggt_ros.offline.refinement import Criteria, Mask, Refinement, Tracks
+from vggt_ros.offline.refinement import Criteria, Refinement, Tracks
 
 _MAX_PASSES = 6  # of outlier rejection
 _OUTLIER = 4.0  # standard deviations

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vggt_ros.frames.batch import Mask
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.poses import Array
-from vggt_ros.offline.refinement import Mask
 
 _MAX_ITERATIONS = 50
 _TOLERANCE = 1e-5  # relative change of the cost at which the solver stops

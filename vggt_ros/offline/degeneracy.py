@@ -13,9 +13,9 @@ from itertools import combinations
 import numpy as np
 import torch
 
+from vggt_ros.frames.batch import Mask
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.rotation import nearest_rotation
-from vggt_ros.offline.refinement import Mask
 
 _MAX_PAIRS = 200  # of frames, for parallax
 _OUTLIER = 3  # times the median error; such a ray is not used to fit a rotation

@@ -34,8 +34,8 @@ from vggt_ros.offline.frame_images import depth_name, image_name, read_frame_dep
 from vggt_ros.offline.refine import refine_map
 from vggt_ros.offline.voxel_grid import VoxelCloud, VoxelGrid
 
-DESCRIPTION = 'reconstruction.json'
-UNTRAINED = 'the network is UNTRAINED: the pipeline runs, but its geometry is meaningless'
+_DESCRIPTION = 'reconstruction.json'
+UNTRAINED_WARNING = 'the network is UNTRAINED: the pipeline runs, but its geometry is meaningless'
 logger = logging.getLogger(__name__)
 
 _VOXEL = 0.005  # default side, relative to the median distance of the first window's points
@@ -92,7 +92,7 @@ def export(
     export_colmap(folder, assembled, cloud)
     write_file(folder, 'scene.glb', _make_glb(assembled, cloud))
     description = _describe(assembled, cloud, run, {'other_maps': others, **counts})
-    write_file(folder, DESCRIPTION, json.dumps(description, indent=1).encode())
+    write_file(folder, _DESCRIPTION, json.dumps(description, indent=1).encode())
     return Export(assembled, cloud, others, description)
 
 
@@ -178,7 +178,7 @@ def _describe(
     frames, windows = len(assembled.frames), len(assembled.windows)
     return {
         'title': f'{run["source"]}: {frames} frames, {windows} windows',
-        'warning': '' if run['model_trained'] else UNTRAINED,
+        'warning': '' if run['model_trained'] else UNTRAINED_WARNING,
         'unit': assembled.unit,
         'model': run['model'],
         'map_id': assembled.map_id,

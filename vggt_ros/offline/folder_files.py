@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = '.partial'  # suffix of what is incomplete
-LARGEST_FILE = 1 << 30  # bytes
+MAX_FILE = 1 << 30  # bytes
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO is opened, and then rejected, instead of waited for
@@ -27,12 +27,12 @@ _READ = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager
-def open_file(folder: Path, name: str, limit: int = LARGEST_FILE) -> Iterator[BinaryIO]:
+def open_file(folder: Path, name: str, limit: int = MAX_FILE) -> Iterator[BinaryIO]:
     """
     Open a regular file for reading.
 
     :param name: relative to the folder, with `/`.
-    :raises ValueError: if it is anything else or larger than the limit, or a link is on the way.
+    :raises ValueError: if it is anything else, larger than the limit, or its path has a link.
     :raises FileNotFoundError: if there is none.
     """
     path = folder / name
@@ -56,7 +56,7 @@ def open_file(folder: Path, name: str, limit: int = LARGEST_FILE) -> Iterator[Bi
             yield file
 
 
-def read_file(folder: Path, name: str, limit: int = LARGEST_FILE) -> bytes:
+def read_file(folder: Path, name: str, limit: int = MAX_FILE) -> bytes:
     """Read a regular file; parameters and errors as of `open_file`."""
     with open_file(folder, name, limit) as file:
         data = file.read(limit + 1)
@@ -69,7 +69,7 @@ def has_file(folder: Path, name: str) -> bool:
     """
     Check whether there is a file of this name.
 
-    :raises ValueError: if it is anything but a regular file, or a link is on the way.
+    :raises ValueError: if it is anything but a regular file, or its path has a link.
     """
     *parents, last = name.split('/')
     try:
@@ -103,7 +103,7 @@ def file_writer(folder: Path, name: str) -> Iterator[BinaryIO]:
     Open a new file that gets its name when all of it is written; missing parents are made.
 
     :param name: relative to the folder, with `/`.
-    :raises ValueError: if a link or a file stands where a folder is needed, or the other way.
+    :raises ValueError: if the path has a link or a file in place of a folder, or ends at a folder.
     """
     path = folder / name
     *parents, last = name.split('/')

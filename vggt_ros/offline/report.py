@@ -27,7 +27,7 @@ from vggt_ros.offline.frame_images import (
 )
 from vggt_ros.offline.window_record import STEPS
 
-REPORT = 'report.html'
+_REPORT = 'report.html'
 _PAIRS = 6  # images beside their depth
 _WIDTH = 360  # of these, pixels
 _MAX_DRAWN = 150_000  # points of the top view
@@ -92,7 +92,7 @@ def write_report(exported: Export) -> None:
         unreadable=_list_unreadable(description['unreadable']),
         files=_rows([each for each in _FILES if (assembled.folder / each[0]).exists()]),
     )
-    write_file(assembled.folder, REPORT, page.encode())
+    write_file(assembled.folder, _REPORT, page.encode())
 
 
 def _summarise(exported: Export) -> list[tuple[str, str]]:

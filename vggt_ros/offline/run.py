@@ -34,7 +34,7 @@ from vggt_ros.offline.frame_images import write_frame_depth, write_frame_image
 from vggt_ros.offline.point_tracks import track_window
 from vggt_ros.offline.state_file import read_state, write_state
 from vggt_ros.offline.window_record import (
-    FOLDER,
+    WINDOWS,
     list_records,
     make_record,
     read_records,
@@ -171,7 +171,7 @@ def _describe(
 def _check_description(folder: Path, description: dict[str, Any]) -> None:
     """Mark a new folder as that of this run, or check that it is."""
     if not has_file(folder, RUN_FILE):
-        if has_file(folder, STATE_FILE) or list_files(folder, FOLDER, ''):
+        if has_file(folder, STATE_FILE) or list_files(folder, WINDOWS, ''):
             raise ValueError(
                 f'{folder} has results but no {RUN_FILE}; expected those of an interrupted run, '
                 'or --restart'

@@ -23,8 +23,8 @@ from safetensors.numpy import load, save
 from vggt_ros.offline.folder_files import read_file, write_file
 
 _TREE = 'state'  # key of the JSON in the file's metadata
-_TENSOR = '$tensor'  # {"$tensor": name} stands for an array
-_LARGEST_HEADER = 1 << 25  # bytes; parsing takes some fifty times that
+_TENSOR = '$tensor'  # {"$tensor": name} refers to an array
+_MAX_HEADER = 1 << 25  # bytes; parsed, it takes about fifty times the memory
 _KINDS = 'biuf'  # of dtypes: boolean, signed, unsigned, float
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -59,8 +59,8 @@ def encode_state(state: Mapping[str, Any]) -> bytes:
     tensors: Tensors = {}
     tree = {key: _detach(value, key, tensors) for key, value in state.items()}
     data: bytes = save(tensors, metadata={_TREE: json.dumps(tree)})
-    if _header_length(data) > _LARGEST_HEADER:
-        raise ValueError(f'the state needs a header of more than {_LARGEST_HEADER} bytes')
+    if _header_length(data) > _MAX_HEADER:
+        raise ValueError(f'the state needs a header of more than {_MAX_HEADER} bytes')
     return data
 
 
@@ -71,8 +71,8 @@ def decode_state(data: bytes) -> dict[str, Any]:
     :raises ValueError: if the data are anything else.
     """
     length = _header_length(data)
-    if length > _LARGEST_HEADER:
-        raise ValueError(f'its header has {length} bytes; expected at most {_LARGEST_HEADER}')
+    if length > _MAX_HEADER:
+        raise ValueError(f'its header has {length} bytes; expected at most {_MAX_HEADER}')
     try:
         tensors: Tensors = load(data)  # compares shapes and offsets with the length of the data
         header = json.loads(data[8 : 8 + length])

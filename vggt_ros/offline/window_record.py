@@ -25,7 +25,7 @@ from vggt_ros.offline.refinement import Tracks
 from vggt_ros.offline.state_file import read_state, write_state
 from vggt_ros.state_dict import from_state_dict, to_state_dict
 
-FOLDER = 'windows'
+WINDOWS = 'windows'
 STEPS = ('preprocess', 'inference', 'reconstruct', 'register')
 _SUFFIX = '.safetensors'
 _MAX_SIDE = 1 << 16  # pixels of an image
@@ -125,7 +125,7 @@ class WindowRecord:
 
 def write_record(folder: Path, record: WindowRecord) -> None:
     """Write a record into the folder of a reconstruction, atomically."""
-    write_state(folder, f'{FOLDER}/{record.window_id:06d}{_SUFFIX}', to_state_dict(record))
+    write_state(folder, f'{WINDOWS}/{record.window_id:06d}{_SUFFIX}', to_state_dict(record))
 
 
 def read_record(folder: Path, name: str) -> WindowRecord:
@@ -147,7 +147,7 @@ def read_record(folder: Path, name: str) -> WindowRecord:
 
 def list_records(folder: Path) -> list[str]:
     """List the files of a reconstruction's records, in the order of windows."""
-    return sorted(list_files(folder, FOLDER, _SUFFIX), key=lambda name: (len(name), name))
+    return sorted(list_files(folder, WINDOWS, _SUFFIX), key=lambda name: (len(name), name))
 
 
 def read_records(folder: Path) -> Iterator[WindowRecord]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vggt_ros.offline.assembled_map import AssembledMap, MapFrame, assemble_map
-from vggt_ros.offline.export import UNTRAINED, ExportOptions, build_cloud
+from vggt_ros.offline.export import UNTRAINED_WARNING, ExportOptions, build_cloud
 from vggt_ros.offline.folder_files import has_file
 from vggt_ros.offline.frame_images import image_name, read_frame_image
 from vggt_ros.offline.run import partial_folder, read_description
@@ -64,7 +64,7 @@ def _put_together(folder: Path, names: list[str], known: dict[int, SceneCamera])
     cameras = tuple(_see(folder, assembled, frame, known) for frame in assembled.frames[::step])
     return ViewerScene(
         title=f'{about["source"]}: {len(assembled.frames)} frames so far',
-        warning='' if about['model_trained'] else UNTRAINED,
+        warning='' if about['model_trained'] else UNTRAINED_WARNING,
         unit=assembled.unit,
         cameras=cameras,
         xyz=cloud.xyz,
