@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings for tests: the same way through a room as pictures, as a video and as bags."""
+"""Recordings for tests: the same images as files, as a video and as bags."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CAMERA = 'camera_optical'
 STORE = get_typestore(Stores.ROS2_JAZZY)
 
 
-def write_pictures(folder: Path, images: Iterable[np.ndarray]) -> Path:
+def write_images(folder: Path, images: Iterable[np.ndarray]) -> Path:
     folder.mkdir(parents=True)
     for i, image in enumerate(images):
-        assert cv2.imwrite(str(folder / f'picture{i}.png'), image[..., ::-1])
+        assert cv2.imwrite(str(folder / f'image{i}.png'), image[..., ::-1])
     return folder
 
 
@@ -84,27 +84,27 @@ def compressed_message(i: int, image: np.ndarray) -> Any:
 
 def odometry_message(i: int, position: np.ndarray) -> Any:
     x, y, z = map(float, position)
-    nothing = make('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
+    zero = make('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
     pose = make(
         'geometry_msgs/msg/Pose',
         position=make('geometry_msgs/msg/Point', x=x, y=y, z=z),
         orientation=make('geometry_msgs/msg/Quaternion', x=0.0, y=0.0, z=0.0, w=1.0),
     )
-    twist = make('geometry_msgs/msg/Twist', linear=nothing, angular=nothing)
-    zeros = np.zeros(36)
+    twist = make('geometry_msgs/msg/Twist', linear=zero, angular=zero)
+    covariance = np.zeros(36)
     return make(
         'nav_msgs/msg/Odometry',
         header=header(i, 'odom'),
         child_frame_id=CAMERA,
-        pose=make('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=zeros),
-        twist=make('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=zeros),
+        pose=make('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=covariance),
+        twist=make('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=covariance),
     )
 
 
 def write_bag(
     folder: Path, topics: dict[str, list[Any]], plugin: StoragePlugin = StoragePlugin.MCAP
 ) -> Path:
-    """Write messages; the i-th of a topic at the i-th time."""
+    """Write messages; the i-th of a topic is recorded at the i-th stamp."""
     with Writer(folder, version=9, storage_plugin=plugin) as writer:
         connections = {
             topic: writer.add_connection(topic, messages[0].__msgtype__, typestore=STORE)

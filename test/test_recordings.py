@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings with truth: what a known scene becomes in each format comes back as it was."""
+"""Recordings with ground truth: a known scene written in each format is read back."""
 
 import sys
 from dataclasses import replace
@@ -17,8 +17,8 @@ from vggt_ros.geometry.camera import invert_rigid, project, transform_points
 from vggt_ros.geometry.poses import interpolate_poses
 from vggt_ros.geometry.rotation import quaternion_from_matrix
 from vggt_ros.inference.network import load_network
+from vggt_ros.io.bag_recording import BagRecording
 from vggt_ros.io.recordings import open_recording
-from vggt_ros.io.rgbd_bag import BagRecording
 from vggt_ros.lab.synthetic.path import smooth_path
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
@@ -47,27 +47,27 @@ def scene():
     )
 
 
-def as_seven(pose):
+def pose_values(pose):
     return [*pose[:3, 3], *quaternion_from_matrix(torch.from_numpy(pose[:3, :3])).numpy()]
 
 
-def write_picture(path, image):
+def write_image(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image)
 
 
 def write_tum(folder, scene):
     for number in range(FRAMES):
-        write_picture(folder / f'rgb/{number}.png', scene.images[number][..., ::-1])
+        write_image(folder / f'rgb/{number}.png', scene.images[number][..., ::-1])
         units = np.round(scene.depth[number] * 5000).astype(np.uint16)
         units[0, 0] = 0
-        write_picture(folder / f'depth/{number}.png', units)
+        write_image(folder / f'depth/{number}.png', units)
     stamps = START + PERIOD * np.arange(FRAMES)
     lists = {
         'rgb.txt': [f'{stamp:.6f} rgb/{i}.png' for i, stamp in enumerate(stamps)],
         'depth.txt': [f'{stamp + 0.004:.6f} depth/{i}.png' for i, stamp in enumerate(stamps)],
         'groundtruth.txt': [
-            f'{stamp:.6f} ' + ' '.join(f'{value:.9f}' for value in as_seven(pose))
+            f'{stamp:.6f} ' + ' '.join(f'{value:.9f}' for value in pose_values(pose))
             for stamp, pose in zip(stamps, scene.poses)
         ],
     }
@@ -79,25 +79,25 @@ def write_tum(folder, scene):
 def write_seven_scenes(folder, scene):
     for number in range(FRAMES):
         stem = f'frame-{number:06}'
-        write_picture(folder / f'{stem}.color.png', scene.images[number][..., ::-1])
+        write_image(folder / f'{stem}.color.png', scene.images[number][..., ::-1])
         units = np.round(scene.depth[number] * 1000).astype(np.uint16)
         units[0, 0] = 65535
-        write_picture(folder / f'{stem}.depth.png', units)
+        write_image(folder / f'{stem}.depth.png', units)
         np.savetxt(folder / f'{stem}.pose.txt', scene.poses[number])
     return folder
 
 
 def write_euroc(folder, scene):
-    """Write a grey camera that sits askew on a body; the truth is the body's."""
+    """Write a grey camera with extrinsics; the ground truth is that of the body."""
     body_from_camera = np.eye(4)
     body_from_camera[:3] = [[0, 0, 1, 0.1], [-1, 0, 0, 0.2], [0, -1, 0, 0.3]]
     camera = folder / 'mav0/cam0'
     stamps = [round(1e9 * (START + PERIOD * number)) for number in range(FRAMES)]
     for number, stamp in enumerate(stamps):
         grey = cv2.cvtColor(scene.images[number], cv2.COLOR_RGB2GRAY)
-        write_picture(camera / f'data/{stamp}.png', grey)
-    pictures = [f'{stamp},{stamp}.png' for stamp in stamps]
-    (camera / 'data.csv').write_text('\n'.join(['#timestamp [ns],filename', *pictures]) + '\n')
+        write_image(camera / f'data/{stamp}.png', grey)
+    images = [f'{stamp},{stamp}.png' for stamp in stamps]
+    (camera / 'data.csv').write_text('\n'.join(['#timestamp [ns],filename', *images]) + '\n')
     fx, fy, cx, cy = (float(scene.matrix[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
     (camera / 'sensor.yaml').write_text(
         'sensor_type: camera\n'
@@ -110,7 +110,7 @@ def write_euroc(folder, scene):
     )
     rows = ['#timestamp, p_RS_R_x [m], ..., q_RS_w [], q_RS_x [], ...']
     for stamp, pose in zip(stamps, scene.poses):
-        x, y, z, qx, qy, qz, qw = as_seven(pose @ np.linalg.inv(body_from_camera))
+        x, y, z, qx, qy, qz, qw = pose_values(pose @ np.linalg.inv(body_from_camera))
         rows.append(','.join(map(repr, map(float, (x, y, z, qw, qx, qy, qz, 0, 0, 0)))))
         rows[-1] = f'{stamp},{rows[-1]}'
     truth = folder / 'mav0/state_groundtruth_estimate0/data.csv'
@@ -144,7 +144,7 @@ def header(stamp, frame):
     return make('std_msgs/msg/Header', stamp=time, frame_id=frame)
 
 
-def picture(stamp, frame, encoding, pixels):
+def image_message(stamp, frame, encoding, pixels):
     return make(
         'sensor_msgs/msg/Image',
         header=header(stamp, frame),
@@ -157,9 +157,9 @@ def picture(stamp, frame, encoding, pixels):
     )
 
 
-def transform(stamp, parent, child, seven):
-    vector = make('geometry_msgs/msg/Vector3', **dict(zip('xyz', seven[:3])))
-    turn = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', seven[3:])))
+def transform(stamp, parent, child, values):
+    vector = make('geometry_msgs/msg/Vector3', **dict(zip('xyz', values[:3])))
+    rotation = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', values[3:])))
     return make(
         'tf2_msgs/msg/TFMessage',
         transforms=[
@@ -167,30 +167,32 @@ def transform(stamp, parent, child, seven):
                 'geometry_msgs/msg/TransformStamped',
                 header=header(stamp, parent),
                 child_frame_id=child,
-                transform=make('geometry_msgs/msg/Transform', translation=vector, rotation=turn),
+                transform=make(
+                    'geometry_msgs/msg/Transform', translation=vector, rotation=rotation
+                ),
             )
         ],
     )
 
 
-def stamped_pose(stamp, frame, seven):
-    point = make('geometry_msgs/msg/Point', **dict(zip('xyz', seven[:3])))
-    turn = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', seven[3:])))
-    pose = make('geometry_msgs/msg/Pose', position=point, orientation=turn)
+def stamped_pose(stamp, frame, values):
+    point = make('geometry_msgs/msg/Point', **dict(zip('xyz', values[:3])))
+    rotation = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', values[3:])))
+    pose = make('geometry_msgs/msg/Pose', position=point, orientation=rotation)
     return make('geometry_msgs/msg/PoseStamped', header=header(stamp, frame), pose=pose)
 
 
-def odometry(stamp, frame, child, seven):
-    square = np.zeros(36)
-    pose = stamped_pose(stamp, frame, seven).pose
-    still = make('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
-    twist = make('geometry_msgs/msg/Twist', linear=still, angular=still)
+def odometry(stamp, frame, child, values):
+    covariance = np.zeros(36)
+    pose = stamped_pose(stamp, frame, values).pose
+    zero = make('geometry_msgs/msg/Vector3', x=0.0, y=0.0, z=0.0)
+    twist = make('geometry_msgs/msg/Twist', linear=zero, angular=zero)
     return make(
         'nav_msgs/msg/Odometry',
         header=header(stamp, frame),
         child_frame_id=child,
-        pose=make('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=square),
-        twist=make('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=square),
+        pose=make('geometry_msgs/msg/PoseWithCovariance', pose=pose, covariance=covariance),
+        twist=make('geometry_msgs/msg/TwistWithCovariance', twist=twist, covariance=covariance),
     )
 
 
@@ -207,18 +209,20 @@ def write_bag(folder, scene, poses='pose', depth_frame='optical', storage=Storag
             bag.write(
                 '/tf_static',
                 START,
-                transform(START, 'base', 'optical', as_seven(base_from_camera)),
+                transform(START, 'base', 'optical', pose_values(base_from_camera)),
             )
         for number in range(FRAMES):
             stamp = START + PERIOD * number
             bag.write(
-                '/camera/image_raw', stamp, picture(stamp, 'optical', 'rgb8', scene.images[number])
+                '/camera/image_raw',
+                stamp,
+                image_message(stamp, 'optical', 'rgb8', scene.images[number]),
             )
             metres = np.where(np.arange(WIDTH) == 0, np.nan, scene.depth[number])
             bag.write(
                 '/camera/depth',
                 stamp,
-                picture(stamp, depth_frame, '32FC1', metres.astype(np.float32)),
+                image_message(stamp, depth_frame, '32FC1', metres.astype(np.float32)),
             )
             matrix = scene.matrix.double().numpy().ravel()
             bag.write(
@@ -248,12 +252,12 @@ def write_bag(folder, scene, poses='pose', depth_frame='optical', storage=Storag
             )
             pose = scene.poses[number]
             if poses == 'pose':
-                bag.write('/pose', stamp, stamped_pose(stamp, 'map', as_seven(pose)))
+                bag.write('/pose', stamp, stamped_pose(stamp, 'map', pose_values(pose)))
             if poses == 'tf':
-                map_from_base = as_seven(pose @ np.linalg.inv(base_from_camera))
+                map_from_base = pose_values(pose @ np.linalg.inv(base_from_camera))
                 bag.write('/tf', stamp, transform(stamp, 'map', 'base', map_from_base))
             if poses == 'odometry':
-                odom_from_base = as_seven(pose @ np.linalg.inv(base_from_camera))
+                odom_from_base = pose_values(pose @ np.linalg.inv(base_from_camera))
                 bag.write('/odom', stamp, odometry(stamp, 'odom', 'base', odom_from_base))
     return path
 
@@ -276,7 +280,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize('name', WRITERS)
-def test_a_recording_comes_back_as_it_was(tmp_path, scene, name):
+def test_a_recording_is_read_as_it_was_written(tmp_path, scene, name):
     write, unit = WRITERS[name]
     recording = open_recording(write(tmp_path, scene))
     assert len(recording) == FRAMES
@@ -287,11 +291,11 @@ def test_a_recording_comes_back_as_it_was(tmp_path, scene, name):
         assert not known[0, 0] and known[1:, 1:].all()
         assert np.abs(frame.depth - scene.depth[number])[known].max() <= 0.51 * unit + 1e-6
         assert np.abs(frame.world_from_camera - scene.poses[number]).max() < 1e-6
-        if name != '7-scenes':  # whose camera has another focal length than ours
+        if name != '7-scenes':  # whose focal length is fixed
             assert np.abs(frame.intrinsics - scene.matrix.numpy()).max() < 1e-4
 
 
-def test_a_euroc_sequence_comes_back_without_depth(tmp_path, scene):
+def test_a_euroc_sequence_is_read_without_depth(tmp_path, scene):
     recording = open_recording(write_euroc(tmp_path, scene))
     assert len(recording) == FRAMES
     frame = recording.frame(FRAMES - 1)
@@ -309,19 +313,23 @@ def test_a_euroc_sequence_comes_back_without_depth(tmp_path, scene):
     ('file', 'text', 'sentence'),
     [
         ('cam0/sensor.yaml', 'intrinsics: [1, 2]', 'does not describe a camera'),
-        ('cam0/data.csv', '12;a.png', r"has '12;a.png'; expected lines of 2 or more values"),
+        (
+            'cam0/data.csv',
+            '12;a.png',
+            r"has the line '12;a.png'; expected lines of 2 or more values",
+        ),
         ('state_groundtruth_estimate0/data.csv', '1,2,3', 'expected lines of 8 or more values'),
         ('state_groundtruth_estimate0/data.csv', '1' + ',0' * 6 + ',1', 'has a pose'),
     ],
 )
-def test_a_euroc_sequence_that_is_not_whole_is_refused(tmp_path, scene, file, text, sentence):
+def test_an_incomplete_euroc_sequence_is_rejected(tmp_path, scene, file, text, sentence):
     folder = write_euroc(tmp_path, scene)
     (folder / 'mav0' / file).write_text(text)
     with pytest.raises(ValueError, match=sentence):
         open_recording(folder)
 
 
-def test_windows_of_a_recording_agree_with_themselves(tmp_path, scene):
+def test_windows_of_a_recording_are_consistent(tmp_path, scene):
     source = RecordedSource([open_recording(write_tum(tmp_path, scene))], 'train', 0, 42, 4, 6)
     sample = source.windows(0, 3, 4)
     truth = sample.truth
@@ -358,7 +366,7 @@ def test_splits_of_a_recording_share_no_frame(tmp_path, scene):
         RecordedSource([recording], 'train', 0, 42).windows(0, 1, 3)
 
 
-def test_poses_between_measured_ones():
+def test_poses_are_interpolated():
     stamps = np.array([0.0, 1.0, 5.0])
     half = np.sqrt(0.5)
     poses = np.array(
@@ -368,20 +376,20 @@ def test_poses_between_measured_ones():
     assert found[0, :3, 3].tolist() == [1, 0, 0]
     assert found[0, :2, :2] == pytest.approx(np.array([[half, -half], [half, half]]))  # 45°
     assert found[1, :2, :2] == pytest.approx(np.array([[0, -1], [1, 0]]))  # 90°
-    assert np.isnan(found[2]).all()  # no bridge over four seconds
+    assert np.isnan(found[2]).all()  # a gap of four seconds is too large
     assert found[3, :3, 3].tolist() == [0, 0, 0]
     assert np.isnan(found[4]).all()
 
 
-def test_what_is_no_recording_is_refused(tmp_path, scene):
-    with pytest.raises(ValueError, match='is no recording with truth'):
+def test_what_is_no_recording_is_rejected(tmp_path, scene):
+    with pytest.raises(ValueError, match='is no recording with ground truth'):
         open_recording(tmp_path)
     folder = write_tum(tmp_path / 'tum', scene)
     (folder / 'groundtruth.txt').write_text('1 2 3\n')
-    with pytest.raises(ValueError, match="'1 2 3'; expected lines of 8 numbers"):
+    with pytest.raises(ValueError, match="the line '1 2 3'; expected lines of 8 values"):
         open_recording(folder)
     (folder / 'groundtruth.txt').write_text('0 0 0 0 0 0 0 1\n')
-    with pytest.raises(ValueError, match=r'of 10 colour pictures 10 .* none of these has a pose'):
+    with pytest.raises(ValueError, match=r'of 10 colour images 10 .* none of these has a pose'):
         open_recording(folder)
     (folder / 'groundtruth.txt').unlink()
     with pytest.raises(ValueError, match=r'groundtruth\.txt cannot be read'):
@@ -394,21 +402,23 @@ def test_what_is_no_recording_is_refused(tmp_path, scene):
         open_recording(seven)
 
 
-def test_depth_of_the_wrong_kind_is_refused(tmp_path, scene):
+def test_depth_of_the_wrong_type_is_rejected(tmp_path, scene):
     folder = write_tum(tmp_path, scene)
-    write_picture(folder / 'depth/0.png', np.zeros((4, 4, 3), np.uint8))
+    write_image(folder / 'depth/0.png', np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r'uint8 .* expected one channel of 16 bits'):
         open_recording(folder).frame(0)
 
 
-def test_bags_that_lack_something_are_refused(tmp_path, scene):
-    with pytest.raises(ValueError, match=r"nothing says how 'optical' moves"):
+def test_incomplete_bags_are_rejected(tmp_path, scene):
+    with pytest.raises(ValueError, match=r"nothing gives the motion of 'optical' in 'optical'"):
         open_recording(write_bag(tmp_path, scene, poses='none'))
     (tmp_path / 'other').mkdir()
     other = write_bag(tmp_path / 'other', scene, depth_frame='depth_optical')
     with pytest.raises(ValueError, match=r"in the frame 'depth_optical'.*registered to colour"):
         open_recording(other)
-    with pytest.raises(ValueError, match="found /camera/image_raw; expected '/image'"):
+    with pytest.raises(
+        ValueError, match="found image topics: /camera/image_raw; expected '/image'"
+    ):
         BagRecording(other, image_topic='/image')
     (other / 'metadata.yaml').write_text('nonsense')
     with pytest.raises(ValueError, match='cannot be read as a bag'):
@@ -418,15 +428,15 @@ def test_bags_that_lack_something_are_refused(tmp_path, scene):
 def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch):
     recording = write_tum(tmp_path / 'tum', scene)
     longer = {}
-    for name in ('rgb.txt', 'depth.txt', 'groundtruth.txt'):  # there and back, three times
+    for name in ('rgb.txt', 'depth.txt', 'groundtruth.txt'):  # forwards and backwards, three times
         rows = [line.split(maxsplit=1) for line in (recording / name).read_text().splitlines()[1:]]
         longer[name] = [
-            f'{START + PERIOD * place:.6f} {row[1]}'
-            for place, row in enumerate((rows + rows[::-1]) * 3)
+            f'{START + PERIOD * index:.6f} {row[1]}'
+            for index, row in enumerate((rows + rows[::-1]) * 3)
         ]
         (recording / name).write_text('\n'.join(longer[name]))
 
-    for name in ('no_matching', 'fine_tune'):  # theirs take minutes
+    for name in ('no_matching', 'fine_tune'):  # the real ones take minutes
         shorter = replace(train.RECIPES[name], validation_windows=2)
         monkeypatch.setitem(train.RECIPES, name, shorter)
 
@@ -450,5 +460,5 @@ def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch):
     assert before.keys() == after.keys() == begun.keys()
     moved = {name.split('.')[0] for name in after if not torch.equal(after[name], begun[name])}
     assert moved == {'camera_head', 'depth_head'}
-    with pytest.raises(SystemExit, match='is no recording with truth'):
+    with pytest.raises(SystemExit, match='is no recording with ground truth'):
         run('--folder', str(first), '--data', str(tmp_path))

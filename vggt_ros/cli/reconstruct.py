@@ -28,7 +28,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vggt_ros.inference.network import load_network
-from vggt_ros.io.frame_source import RATE, open_frames
+from vggt_ros.io.frame_source import IMAGE_RATE
+from vggt_ros.io.recordings import open_frames
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.offline.export import ExportOptions
 from vggt_ros.offline.jobs import run_jobs
@@ -74,7 +75,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument('--jobs', type=int, default=1, help='of several inputs at once, on Ray')
     parser.add_argument('--topic', default='', help='image topic of a bag with several')
-    parser.add_argument('--rate', type=float, default=RATE, help='pictures of a folder per second')
+    parser.add_argument(
+        '--rate', type=float, default=IMAGE_RATE, help='pictures of a folder per second'
+    )
     parser.add_argument('--every', type=int, default=1, help='take every so many pictures')
     parser.add_argument('--all-at-once', action='store_true', help='one window of all pictures')
     parser.add_argument('--no-images', action='store_true', help='do not keep the pictures')
@@ -160,19 +163,19 @@ def make_one(asked: argparse.Namespace, where: str, output: Path) -> int:
         def show(now: RunProgress) -> None:
             speed = bar.tasks[0].speed
             rate = f'{speed:.1f} pictures/s, {now.windows} windows' if speed else ''
-            bar.update(task, completed=now.pictures, total=now.of, rate=rate)
+            bar.update(task, completed=now.images, total=now.total, rate=rate)
 
         done = make_map(asked, where, output, show, Interruption())
     if not done.complete:
         say_error(f'stopped; what is done is in {done.folder}, the same command goes on')
         return 130
-    assert done.made is not None
-    about = done.made.description
+    assert done.export is not None
+    about = done.export.description
     print(f'{done.folder}: {about["title"]}, {about["points"]} points, unit: {about["unit"]}')
     if 'refinement' in about:
         print(about['refinement'])
     if about['unreadable']:
-        print(f'{len(about["unreadable"])} pictures could not be read; see report.html')
+        print(f'{len(about["unreadable"])} images could not be read; see report.html')
     if about['warning']:
         print(about['warning'])
     return 0

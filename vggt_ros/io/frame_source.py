@@ -1,80 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Where pictures come from that have been taken already: a folder, a video or a bag.
-
-What the kinds have in common; each has a module of its own, and `open_frames` tells them apart.
-"""
+"""What all recorded inputs have in common: images of a folder, a video or a bag, in time order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 from vggt_ros.frames.frame import Frame
 from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
-BAG_FILES = ('.mcap', '.db3')
-VIDEO_FILES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
-RATE = 10.0  # pictures of a folder in a second: files do not say when they were taken
+IMAGE_RATE = 10.0  # images per second where files have no stamps
+CAMERA_FRAME = 'camera'  # frame id of the camera where files name none
 
 
 class FrameSource(Protocol):
-    """Pictures in the order of time; they may be read several times."""
+    """Images of one camera in time order; they can be read more than once."""
 
     name: str
-    count: int | None  # pictures, unreadable ones too; None: unknown before the end
-    unreadable: list[str]  # pictures that were left out, and why
+    count: int | None  # images, unreadable ones included; None: unknown until the end
+    unreadable: list[str]  # images that were skipped, with the reason
 
     def frames(self, start: int = 0) -> Iterator[tuple[int, Frame]]:
         """
-        Read from one picture on.
+        Read the images from an index on.
 
-        :param start: place of the first one; those before are passed over without being decoded.
-        :returns: pictures with their places, which rise; of unreadable ones there is none.
+        :param start: index of the first image; earlier ones are skipped without decoding.
+        :returns: indices, which increase, and frames; unreadable images are missing.
         """
         ...
 
     def scale_source(self, settings: ScaleSettings) -> ScaleSource | None:
         """
-        Give what knows metres, as far as has been read.
+        Make the metric scale source, which knows what has been read so far.
 
-        :raises ValueError: if the settings ask for something that this kind does not have.
+        :raises ValueError: if the settings require messages that the recording does not have.
         """
         ...
 
 
-def refuse_scale(kind: str, settings: ScaleSettings) -> None:
+def reject_scale_source(kind: str, settings: ScaleSettings) -> None:
     """
-    Let pass what needs nothing from outside.
+    Check that the metric scale needs no messages.
 
-    :raises ValueError: if `scale_source` asks for messages.
+    :param kind: of the recording, for the error.
+    :raises ValueError: if it does.
     """
     if settings.scale_source not in ('none', 'fixed'):
         raise ValueError(
             f'scale_source is {settings.scale_source!r}, but {kind} has no such messages; '
             "expected 'none' or 'fixed'"
         )
-
-
-def open_frames(where: str, image_topic: str = '', rate: float = RATE) -> FrameSource:
-    """
-    Recognise a bag, a video, or pictures in a folder or by a pattern such as `shots/*.png`.
-
-    :param image_topic: of a bag with several image topics.
-    :param rate: pictures of a folder in a second.
-    :raises ValueError: if it is none of them, or there is nothing in it that can be read.
-    """
-    path = Path(where)
-    if path.suffix.lower() in BAG_FILES or (path / 'metadata.yaml').exists():
-        from vggt_ros.io.bag_frames import BagFrames  # only this format needs rosbags
-
-        return BagFrames(path, image_topic)
-    if path.suffix.lower() in VIDEO_FILES:
-        from vggt_ros.io.video_frames import VideoFrames
-
-        return VideoFrames(path)
-    from vggt_ros.io.folder_frames import FolderFrames
-
-    return FolderFrames(where, rate)

@@ -2,12 +2,11 @@
 """
 Sequences of 7-Scenes (Shotton et al., CVPR 2013).
 
-A folder with `frame-000000.color.png`, `.depth.png` and `.pose.txt` (a 4 × 4 matrix, camera to
-world) for each frame. Depth is in millimetres; 0 and 65535 stand for no measurement.
+A folder with `frame-000000.color.png`, `.depth.png` and `.pose.txt` (a 4 × 4 matrix,
+camera-to-world) for each frame. Depth is in millimetres; 0 and 65535 mean no measurement.
 
-The depth pictures are those of the depth camera, some centimetres beside the colour camera. As
-everybody does who uses the set without a calibration of its own, both are taken to be in one place
-with one focal length of 585 pixels.
+Depth is not registered: the depth camera is some centimetres beside the colour camera. As is usual
+without a calibration, both are assumed to coincide, with a focal length of 585 pixels.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.io.images import read_image
 from vggt_ros.io.rgbd import RgbdFrame, read_depth_image
 
-UNITS_PER_METRE = 1000.0
-RATE = 30.0  # frames per second of the camera; the files have no stamps
-WIDTH = 640
-INTRINSICS = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # as the data set's page has it
+_UNITS_PER_METRE = 1000.0
+_FRAME_RATE = 30.0  # Hz, of the camera; files have no stamps
+_WIDTH = 640
+_INTRINSICS = np.array([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]])  # published with the data set
 
 
 class SevenScenesRecording:
-    """A sequence; files are read when a frame is asked for."""
+    """A sequence; files are read when a frame is requested."""
 
     def __init__(self, folder: Path) -> None:
         """
-        Find the frames that have all three files and a pose.
+        Find the frames that have all three files and a valid pose.
 
-        :raises ValueError: if there are none, or a pose is no matrix.
+        :raises ValueError: if there are none, or a pose is malformed.
         """
         self.name = f'{folder.resolve().parent.name}/{folder.resolve().name}'
         self._frames: list[tuple[Path, Path, Array]] = []
@@ -45,7 +44,7 @@ class SevenScenesRecording:
                 self._frames.append((colour, depth, pose))
         if not self._frames:
             raise ValueError(
-                f'{folder} has no frame-*.color.png, .depth.png and .pose.txt that belong together'
+                f'{folder} has no frame with frame-*.color.png, .depth.png and a valid .pose.txt'
             )
 
     def __len__(self) -> int:
@@ -53,13 +52,13 @@ class SevenScenesRecording:
         return len(self._frames)
 
     def frame(self, index: int) -> RgbdFrame:
-        """Read a frame; see `Recording`."""
-        colour, depth, pose = self._frames[index]
+        """Read a frame; see `RgbdRecording`."""
+        colour, depth_file, pose = self._frames[index]
         image = read_image(colour)
-        scale = image.shape[1] / WIDTH
-        intrinsics = np.diag([scale, scale, 1]) @ INTRINSICS
-        measured = read_depth_image(depth, UNITS_PER_METRE, unknown=(0, 65535))
-        return RgbdFrame(index / RATE, image, measured, pose, intrinsics)
+        scale = image.shape[1] / _WIDTH
+        intrinsics = np.diag([scale, scale, 1]) @ _INTRINSICS
+        depth = read_depth_image(depth_file, _UNITS_PER_METRE, unknown=(0, 65535))
+        return RgbdFrame(index / _FRAME_RATE, image, depth, pose, intrinsics)
 
 
 def _read_pose(path: Path) -> Array:

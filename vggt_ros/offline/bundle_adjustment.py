@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Cameras and points are moved to where tracks say they are, if the tracks can say it.
+Cameras and points are refined by bundle adjustment over tracks, if the tracks determine them.
 
-A refinement is refused rather than forced: where tracks are few or weak, where the geometry leaves
-the cameras open, and where the result does not foretell observations that it was not made from
-better than the cameras that were there before. The first camera stays where it is, to the bit, and
-the unit is kept: the median distance of points from it does not change.
+A refinement is rejected where tracks are few or of low confidence, where the configuration is
+degenerate, and where held-out observations have no smaller reprojection error than with the given
+cameras. The gauge is kept: the first camera is constant, to the bit, and so is the median distance
+of the points from it.
 
-Focal lengths are moved only if that fits clearly better and foretells no worse. A camera that
-moves without turning says nothing of them, and would find any.
+Focal lengths are refined only if that fits clearly better, and held-out observations no worse. A
+camera that does not rotate does not determine them, and would fit any.
 
 On one CPU core 8 frames with 500 tracks take about 1 s, 50 frames with 2000 tracks about 12 s.
 """
@@ -20,28 +20,33 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from vggt_ros.frames.batch import Mask
 from vggt_ros.geometry.poses import Array
-from vggt_ros.offline.colmap_problem import ColmapProblem, Mask, NoSolutionError, View
+from vggt_ros.offline.colmap_problem import ColmapProblem, NoSolutionError, SparseModel
+from vggt_ros.offline.degeneracy import (
+    collinear_degeneracy,
+    count_degeneracy,
+    measure_parallax,
+    triangulate,
+)
 from vggt_ros.offline.refinement import Criteria, Refinement, Tracks
-from vggt_ros.offline.triangulation import triangulate
-from vggt_ros.offline.weakness import collinear_degeneracy, count_degeneracy, measure_parallax
 
-_ROUNDS = 6  # at most, of leaving outliers out
-_OUTLIER = 4.0  # deviations
-_SHARPEST = 0.25  # pixels; no track is known better
-_EXACT = 1e-3  # pixels; errors below are none
-_CAUCHY = 2.4  # deviations: 95 % as good as least squares where errors are normal
-_MEDIAN = 1.1774  # of the length of an error, in deviations of each of its two components
-_HELD_OUT = 0.5  # of the tracks with three observations or more lose one, to judge by
-_JUDGES = 30  # held out observations that are enough to judge by
-_FITS_FOCAL = 0.99  # of the rms may be left, to believe in another focal length
-_NO_WORSE = 1.01  # times the foretold errors; what chance does to them
-_BETTER = 0.98  # of the foretold errors may be left, to believe in another camera
-_SETTLED = 0.001  # share of the observations that may still change sides
-_SIGNAL = 3.0  # parallax over noise: what 1 px of noise leaves by itself is 1.7
+_MAX_PASSES = 6  # of outlier rejection
+_OUTLIER = 4.0  # standard deviations
+_MIN_DEVIATION = 0.25  # pixels; no track is more accurate
+_EXACT = 1e-3  # pixels; smaller errors are regarded as zero
+_CAUCHY = 2.4  # standard deviations: 95 % efficiency where errors are normal
+_MEDIAN = 1.1774  # of the length of an error, in standard deviations of its two components
+_HELD_OUT_SHARE = 0.5  # of the tracks with three observations or more lose one for validation
+_MIN_HELD_OUT = 30  # observations that are sufficient for validation
+_FITS_FOCAL = 0.99  # largest ratio of rms errors with which refined focal lengths are accepted
+_NO_WORSE = 1.01  # largest ratio of held-out errors by which focal lengths may be worse: chance
+_BETTER = 0.98  # largest ratio of held-out errors with which refined cameras are accepted
+_CONVERGED = 0.001  # share of the observations that may still change between inlier and outlier
+_MIN_SIGNAL = 3.0  # ratio of parallax to noise; 1 px of noise by itself causes 1.7
 
 
-def refine(
+def refine_cameras(
     world_from_camera: Array,
     intrinsics: Array,
     camera_index: npt.NDArray[np.int64],
@@ -52,63 +57,63 @@ def refine(
     """
     Refine the cameras of a window or a map.
 
-    :param world_from_camera: (S, 4, 4), rigid, any unit.
+    :param world_from_camera: (S, 4, 4), rigid, any scale.
     :param intrinsics: (S, 3, 3), pixels of the network's images, without skew.
     :param camera_index: (S,), 0 and more: frames of one camera share their intrinsics.
     :param tracks: over the same S frames.
-    :param points: (K, 3) to begin with, in the world's frame and unit; None, or NaN for one:
-        triangulated.
+    :param points: (K, 3), initial points in the world frame; None, or NaN for one: triangulated.
     :param criteria: None: the defaults.
-    :raises ValueError: if arrays do not fit each other, or pycolmap is not installed.
+    :raises ValueError: if shapes do not match, or pycolmap is not installed.
     """
     criteria = criteria or Criteria()
     _check(world_from_camera, intrinsics, camera_index, tracks, points)
     problem = ColmapProblem(tracks.pixels, camera_index)
-    believed = tracks.observed & (tracks.confidence >= criteria.min_confidence)
+    confident = tracks.observed & (tracks.confidence >= criteria.min_confidence)
     cameras = world_from_camera.astype(np.float64), intrinsics.astype(np.float64)
-    given = View(*cameras, _begin(*cameras, tracks.pixels, believed, points))
-    parallax = measure_parallax(tracks.pixels, cameras[1], believed, criteria.min_per_frame)
-    untouched = Refinement(*cameras, given.points, believed, parallax=parallax)
-    why_not = _find_weakness(tracks, given, believed, parallax, criteria)
-    if why_not:
-        return replace(untouched, why_not=why_not)
-    fitted, judges = _hold_out(believed)
+    given = SparseModel(*cameras, _initial_points(*cameras, tracks.pixels, confident, points))
+    parallax = measure_parallax(tracks.pixels, cameras[1], confident, criteria.min_per_frame)
+    unchanged = Refinement(*cameras, given.points, confident, parallax=parallax)
+    reason = _find_degeneracy(tracks, given, confident, parallax, criteria)
+    if reason:
+        return replace(unchanged, rejection_reason=reason)
+    fitted, held_out = _hold_out(confident)
     try:
-        result = _attempt(problem, given, fitted, judges, criteria)
+        result = _solve(problem, given, fitted, held_out, criteria)
     except NoSolutionError as error:
-        return replace(untouched, why_not=str(error))
+        return replace(unchanged, rejection_reason=str(error))
     result = replace(result, parallax=parallax)
-    why_not = _find_fault(result, int(fitted.sum()), criteria)
-    if not why_not:
-        return _keep_unit(result, given)
+    reason = _validate(result, int(fitted.sum()), criteria)
+    if not reason:
+        return _keep_scale(result, given)
     return replace(
         result,
         world_from_camera=given.world_from_camera,
         intrinsics=given.intrinsics,
         points=given.points,
         focal_refined=False,
-        why_not=why_not,
+        rejection_reason=reason,
     )
 
 
-def _attempt(
-    problem: ColmapProblem, given: View, fitted: Mask, judges: Mask, criteria: Criteria
+def _solve(
+    problem: ColmapProblem, given: SparseModel, fitted: Mask, held_out: Mask, criteria: Criteria
 ) -> Refinement:
     pixels = problem.pixels
     loss = _CAUCHY * _deviation(given, pixels, fitted)
-    # Points alone first. A point behind a camera costs nothing there, so outliers would draw the
-    # cameras to where they see nothing.
-    placed = problem.solve(given, _placed(given, pixels, fitted), loss, cameras=False, focal=False)
-    found, kept = _settle(problem, placed, fitted, focal=False)
-    limit = _OUTLIER * _deviation(found, pixels, fitted)
-    result = _judge(problem, given, found, kept, judges, limit)
-    if not (criteria.refine_focal and result.judges):
+    # Points alone first. A point behind a camera has no error, so outliers would move cameras to
+    # where they see nothing.
+    visible = _visible(given, pixels, fitted)
+    initial = problem.solve(given, visible, loss, cameras=False, focal=False)
+    model, inliers = _reject_outliers(problem, initial, fitted, focal=False)
+    threshold = _OUTLIER * _deviation(model, pixels, fitted)
+    result = _compare(problem, given, model, inliers, held_out, threshold)
+    if not (criteria.refine_focal and result.held_out):
         return result
-    found, kept = _settle(problem, found, fitted, focal=True)
-    freed = _judge(problem, given, found, kept, judges, limit)
-    fits = freed.rms_after < _FITS_FOCAL * result.rms_after
-    if fits and 1 - freed.gain <= _NO_WORSE * (1 - result.gain):
-        return replace(freed, focal_refined=True)
+    model, inliers = _reject_outliers(problem, model, fitted, focal=True)
+    with_focal = _compare(problem, given, model, inliers, held_out, threshold)
+    fits = with_focal.rms_after < _FITS_FOCAL * result.rms_after
+    if fits and 1 - with_focal.improvement <= _NO_WORSE * (1 - result.improvement):
+        return replace(with_focal, focal_refined=True)
     return result
 
 
@@ -128,188 +133,192 @@ def _check(
     }
     for name, (array, shape) in expected.items():
         if array.shape != shape:
-            raise ValueError(f'{name} is {array.shape}; the tracks are for {shape}')
+            raise ValueError(f'{name} is {array.shape}; expected {shape} as the tracks')
         if name != 'points' and not np.isfinite(array).all():
             raise ValueError(f'{name} has values that are not finite')
     if camera_index.min(initial=0) < 0:
         raise ValueError(f'camera_index has {camera_index.min()}; expected 0 and more')
 
 
-def _begin(
+def _initial_points(
     world_from_camera: Array, intrinsics: Array, pixels: Array, used: Mask, points: Array | None
 ) -> Array:
-    """Give points (K, 3) to begin with; NaN where there is none."""
-    found = triangulate(world_from_camera, intrinsics, pixels, used)
+    """Triangulate the points (K, 3) that are not given; NaN where that fails."""
+    triangulated = triangulate(world_from_camera, intrinsics, pixels, used)
     if points is None:
-        return found
+        return triangulated
     known = np.isfinite(points).all(-1, keepdims=True)
-    return np.where(known, points, found)
+    return np.where(known, points, triangulated)
 
 
-def _find_weakness(
-    tracks: Tracks, given: View, believed: Mask, parallax: float, criteria: Criteria
+def _find_degeneracy(
+    tracks: Tracks, given: SparseModel, confident: Mask, parallax: float, criteria: Criteria
 ) -> str:
-    """Say why it is not worth trying, '' if it is."""
-    few = count_degeneracy(believed, criteria.min_tracks, criteria.min_per_frame)
-    if few:
+    """Return the reason why the tracks do not determine the cameras, '' if they do."""
+    missing = count_degeneracy(confident, criteria.min_tracks, criteria.min_per_frame)
+    if missing:
         confidence = tracks.confidence[tracks.observed]
-        middle = np.median(confidence) if len(confidence) else 0.0
+        median = np.median(confidence) if len(confidence) else 0.0
         return (
-            f'{few} (of confidence {criteria.min_confidence:.2f} and more; the median of all is '
-            f'{middle:.2f})'
+            f'{missing} (with a confidence of {criteria.min_confidence:.2f} or more; the median '
+            f'is {median:.2f})'
         )
-    line = collinear_degeneracy(tracks.pixels, given.intrinsics, believed)
-    if line:
-        return line
+    collinear = collinear_degeneracy(tracks.pixels, given.intrinsics, confident)
+    if collinear:
+        return collinear
     if not parallax >= criteria.min_parallax:
         return (
-            f'too little parallax: but for a rotation the points move by {parallax:.2f} px, '
+            f'too little parallax: {parallax:.2f} px beside rotation, '
             f'{criteria.min_parallax:.2f} are needed'
         )
-    placed = believed & np.isfinite(_lengths(given, tracks.pixels))
-    few = count_degeneracy(placed, criteria.min_tracks, criteria.min_per_frame)
-    return few and f'seen from these cameras, few points lie before them: {few}'
+    visible = confident & np.isfinite(given.errors(tracks.pixels))
+    missing = count_degeneracy(visible, criteria.min_tracks, criteria.min_per_frame)
+    return missing and f'few points are in front of the given cameras: {missing}'
 
 
-def _hold_out(believed: Mask) -> tuple[Mask, Mask]:
+def _hold_out(confident: Mask) -> tuple[Mask, Mask]:
     """
-    Part observations into those that are fitted and those that judge.
+    Split observations into those that are fitted and those that are held out.
 
-    :returns: (S, K) twice; a judge leaves two others of its track.
+    :returns: (S, K) twice; a held-out observation leaves two others of its track.
     """
     random = np.random.default_rng(0)
-    drawn = np.where(believed, random.random(believed.shape), -1).argmax(0)
-    chosen = (believed.sum(0) >= 3) & (random.random(believed.shape[1]) < _HELD_OUT)
-    judges = np.zeros_like(believed)
-    judges[drawn[chosen], np.flatnonzero(chosen)] = True
-    return believed & ~judges, judges
+    drawn = np.where(confident, random.random(confident.shape), -1).argmax(0)
+    chosen = (confident.sum(0) >= 3) & (random.random(confident.shape[1]) < _HELD_OUT_SHARE)
+    held_out = np.zeros_like(confident)
+    held_out[drawn[chosen], np.flatnonzero(chosen)] = True
+    return confident & ~held_out, held_out
 
 
-def _settle(problem: ColmapProblem, start: View, fitted: Mask, focal: bool) -> tuple[View, Mask]:
+def _reject_outliers(
+    problem: ColmapProblem, initial: SparseModel, fitted: Mask, focal: bool
+) -> tuple[SparseModel, Mask]:
     """
-    Solve, leave outliers out, and so on until the same observations stay.
+    Solve and reject outliers alternately until the inliers remain the same.
 
-    :returns: what was found and the observations (S, K) that it is made from.
+    :returns: the model and its inliers (S, K).
     """
-    view, pixels = start, problem.pixels
-    used = _agreeing(start, pixels, fitted)
-    for _ in range(_ROUNDS):
-        loss = _CAUCHY * _deviation(view, pixels, fitted)
-        view = problem.solve(view, used, loss, cameras=True, focal=focal)
-        before, used = used, _agreeing(view, pixels, fitted)
-        if np.count_nonzero(used != before) <= _SETTLED * used.sum():
+    model, pixels = initial, problem.pixels
+    used = _inliers(initial, pixels, fitted)
+    for _ in range(_MAX_PASSES):
+        loss = _CAUCHY * _deviation(model, pixels, fitted)
+        model = problem.solve(model, used, loss, cameras=True, focal=focal)
+        before, used = used, _inliers(model, pixels, fitted)
+        if np.count_nonzero(used != before) <= _CONVERGED * used.sum():
             break
-    return view, used
+    return model, used
 
 
-def _agreeing(view: View, pixels: Array, fitted: Mask) -> Mask:
-    """Find the observations that are no outliers."""
-    limit = _OUTLIER * _deviation(view, pixels, fitted)
-    return _of_two(fitted & (_lengths(view, pixels) <= limit))  # NaN compares false
+def _inliers(model: SparseModel, pixels: Array, fitted: Mask) -> Mask:
+    threshold = _OUTLIER * _deviation(model, pixels, fitted)
+    return _in_pairs(fitted & (model.errors(pixels) <= threshold))  # NaN compares false
 
 
-def _placed(view: View, pixels: Array, used: Mask) -> Mask:
-    """Keep the observations of points that lie before the camera."""
-    return _of_two(used & np.isfinite(_lengths(view, pixels)))
+def _visible(model: SparseModel, pixels: Array, used: Mask) -> Mask:
+    """Keep the observations of points in front of the camera."""
+    return _in_pairs(used & np.isfinite(model.errors(pixels)))
 
 
-def _of_two(used: Mask) -> Mask:
-    """Leave out the observations whose track has no other."""
+def _in_pairs(used: Mask) -> Mask:
+    """Drop the only observation of a track."""
     kept: Mask = used & (used.sum(0) >= 2)
     return kept
 
 
-def _lengths(view: View, pixels: Array) -> Array:
-    lengths: Array = np.linalg.norm(view.errors(pixels), axis=-1)
-    return lengths
-
-
-def _deviation(view: View, pixels: Array, observed: Mask) -> float:
+def _deviation(model: SparseModel, pixels: Array, observed: Mask) -> float:
     """
-    Estimate the deviation of errors in x and in y, whatever half of them do.
+    Estimate the standard deviation of residuals in x and in y, robust to 50 % of outliers.
 
-    Of all observations, not of those that agree: tracks of two observations fit always, so the
-    limit would shrink from round to round until only such tracks are left.
+    From all observations, not from the inliers: a track of two observations always fits, so the
+    threshold would shrink in each pass until only such tracks are left.
     """
-    lengths = np.nan_to_num(_lengths(view, pixels)[observed], nan=np.inf)
-    middle = float(np.median(lengths))
-    if not np.isfinite(middle):
+    errors = np.nan_to_num(model.errors(pixels)[observed], nan=np.inf)
+    median = float(np.median(errors))
+    if not np.isfinite(median):
         raise NoSolutionError(
-            'most points came to lie behind the cameras that see them: the tracks contradict each '
-            'other, or have too little parallax for their errors'
+            'most points are behind the cameras that observe them: the tracks are inconsistent, '
+            'or have too little parallax for their errors'
         )
-    return max(middle / _MEDIAN, _SHARPEST)
+    return max(median / _MEDIAN, _MIN_DEVIATION)
 
 
-def _judge(
-    problem: ColmapProblem, given: View, found: View, kept: Mask, judges: Mask, limit: float
+def _compare(
+    problem: ColmapProblem,
+    given: SparseModel,
+    model: SparseModel,
+    inliers: Mask,
+    held_out: Mask,
+    threshold: float,
 ) -> Refinement:
-    """Compare with the cameras as they were and the points that fit those best."""
+    """Compare with the given cameras and the points that fit those best."""
     pixels = problem.pixels
-    deviation = _deviation(found, pixels, kept)
-    placed = _placed(given, pixels, kept)
-    before = problem.solve(given, placed, _CAUCHY * deviation, cameras=False, focal=False)
-    was, now = _lengths(before, pixels), _lengths(found, pixels)
-    known: Mask = np.isfinite(was + now)
-    jury: Mask = judges & kept.any(0) & known
-    count = int(jury.sum())
-    if count < _JUDGES:
-        count, jury = 0, kept & known
-    bounded = [float(np.minimum(each[jury], limit).mean()) for each in (was, now)]
+    deviation = _deviation(model, pixels, inliers)
+    visible = _visible(given, pixels, inliers)
+    before = problem.solve(given, visible, _CAUCHY * deviation, cameras=False, focal=False)
+    errors_before, errors_after = before.errors(pixels), model.errors(pixels)
+    known: Mask = np.isfinite(errors_before + errors_after)
+    compared: Mask = held_out & inliers.any(0) & known
+    count = int(compared.sum())
+    if count < _MIN_HELD_OUT:
+        count, compared = 0, inliers & known
+    mean_before, mean_after = (
+        float(np.minimum(errors[compared], threshold).mean())
+        for errors in (errors_before, errors_after)
+    )
     return Refinement(
-        found.world_from_camera,
-        found.intrinsics,
-        np.where(np.any(kept, 0)[:, None], found.points, np.nan),
-        kept,
-        rms_before=float(np.sqrt(np.mean(was[kept & known] ** 2) / 2)),
-        rms_after=float(np.sqrt(np.mean(now[kept & known] ** 2) / 2)),
-        foretold_before=float(np.median(was[jury])),
-        foretold_after=float(np.median(now[jury])),
-        gain=1 - bounded[1] / max(bounded[0], _EXACT),
-        judges=count,
+        model.world_from_camera,
+        model.intrinsics,
+        np.where(np.any(inliers, 0)[:, None], model.points, np.nan),
+        inliers,
+        rms_before=float(np.sqrt(np.mean(errors_before[inliers & known] ** 2) / 2)),
+        rms_after=float(np.sqrt(np.mean(errors_after[inliers & known] ** 2) / 2)),
+        held_out_before=float(np.median(errors_before[compared])),
+        held_out_after=float(np.median(errors_after[compared])),
+        improvement=1 - mean_after / max(mean_before, _EXACT),
+        held_out=count,
     )
 
 
-def _find_fault(result: Refinement, fitted: int, criteria: Criteria) -> str:
-    """Say why the result is not to be kept, '' if it is."""
+def _validate(result: Refinement, fitted: int, criteria: Criteria) -> str:
+    """Return the reason to reject a result, '' if there is none."""
     share = result.observations / fitted
-    if share < criteria.min_agreeing:
+    if share < criteria.min_inliers:
         return (
-            f'the tracks contradict each other: {share:.0%} of the observations agree, '
-            f'{criteria.min_agreeing:.0%} are needed'
+            f'the tracks are inconsistent: {share:.0%} of the observations are inliers, '
+            f'{criteria.min_inliers:.0%} are needed'
         )
     if result.rms_after > criteria.max_error:
         return (
-            f'the tracks contradict each other: errors of {result.rms_after:.2f} px are left, up '
-            f'to {criteria.max_error:.2f} are accepted'
+            f'the tracks are inconsistent: the rms error is {result.rms_after:.2f} px, up to '
+            f'{criteria.max_error:.2f} are accepted'
         )
-    needed = _SIGNAL * result.rms_after
+    needed = _MIN_SIGNAL * result.rms_after
     if result.parallax < needed:
         return (
-            f'too little parallax: but for a rotation the points move by {result.parallax:.2f} '
-            f'px, {needed:.2f} are needed where errors are {result.rms_after:.2f} px'
+            f'too little parallax: {result.parallax:.2f} px beside rotation, {needed:.2f} are '
+            f'needed with an rms error of {result.rms_after:.2f} px'
         )
-    if result.foretold_after > criteria.max_error:
+    if result.held_out_after > criteria.max_error:
         return (
-            f'the tracks contradict each other: what is foretold is off by '
-            f'{result.foretold_after:.2f} px, up to {criteria.max_error:.2f} are accepted'
+            f'the tracks are inconsistent: the held-out error is {result.held_out_after:.2f} px, '
+            f'up to {criteria.max_error:.2f} are accepted'
         )
-    if not 1 - result.gain < _BETTER:
+    if not 1 - result.improvement < _BETTER:
         return (
-            f'it foretells no better: off by {result.foretold_after:.2f} px, before '
-            f'{result.foretold_before:.2f} px'
+            f'no improvement: the held-out error is {result.held_out_after:.2f} px, before '
+            f'{result.held_out_before:.2f} px'
         )
-    few = count_degeneracy(result.kept, criteria.min_tracks, criteria.min_per_frame)
-    return few and f'without outliers, {few}'
+    missing = count_degeneracy(result.inliers, criteria.min_tracks, criteria.min_per_frame)
+    return missing and f'without outliers, {missing}'
 
 
-def _keep_unit(result: Refinement, given: View) -> Refinement:
-    """Scale about the first camera until points are as far from it as they were, in the median."""
+def _keep_scale(result: Refinement, given: SparseModel) -> Refinement:
+    """Scale about the first camera to keep the median distance of the points from it."""
     origin = given.world_from_camera[0, :3, 3]
-    seen = result.kept.any(0)
-    were = np.linalg.norm(given.points[seen] - origin, axis=-1)
-    are = np.linalg.norm(result.points[seen] - origin, axis=-1)
-    scale = float(np.nanmedian(were / are))
+    seen = result.inliers.any(0)
+    distance_before = np.linalg.norm(given.points[seen] - origin, axis=-1)
+    distance_after = np.linalg.norm(result.points[seen] - origin, axis=-1)
+    scale = float(np.nanmedian(distance_before / distance_after))
     cameras = result.world_from_camera.copy()
     cameras[:, :3, 3] = origin + scale * (cameras[:, :3, 3] - origin)
     cameras[0] = given.world_from_camera[0]

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Many recordings: one folder each, finished ones passed over, failures told at the end.
+Many recordings, one folder each: finished ones are skipped, failures are collected.
 
-Several at once are Ray's tasks (PyPI `ray`), one recording each, on this machine or on the cluster
-that `RAY_ADDRESS` names; where there are GPUs, each task has one to itself.
+Parallel jobs are Ray tasks (PyPI `ray`), one recording each, on this machine or on the cluster
+that `RAY_ADDRESS` names. If there are GPUs, each task has one.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-# Makes the map of an input in a folder; returns '' or what went wrong.
+# Reconstructs an input into a folder; returns the error, or ''.
 Job = Callable[[str, Path], str]
 
 
@@ -23,13 +22,13 @@ def output_folders(inputs: Sequence[str], output: Path) -> dict[str, Path]:
     """
     Name the folder of each recording.
 
-    :raises ValueError: if two would have the same.
+    :raises ValueError: if two would be the same.
     """
     folders = {each: output / Path(each).resolve().name for each in inputs}
-    twice = [name for name, count in Counter(folders.values()).items() if count > 1]
-    if twice or len(folders) < len(inputs):
-        names = ', '.join(sorted(path.name for path in twice)) or 'an input'
-        raise ValueError(f'several recordings would be {names}; expected names that differ')
+    repeated = [name for name, count in Counter(folders.values()).items() if count > 1]
+    if repeated or len(folders) < len(inputs):
+        names = ', '.join(sorted(path.name for path in repeated)) or 'an input'
+        raise ValueError(f'more than one recording is called {names}; expected different names')
     return folders
 
 
@@ -37,44 +36,44 @@ def run_jobs(
     inputs: Sequence[str],
     output: Path,
     job: Job,
-    at_once: int,
-    say: Callable[[str], None],
+    parallel: int,
+    report: Callable[[str], None],
 ) -> dict[str, str]:
     """
-    Make the maps that are not there yet.
+    Reconstruct the recordings that have no folder yet.
 
-    :param at_once: recordings at the same time; 1 needs no Ray.
-    :param say: hears how each ended.
-    :returns: what went wrong, by input.
-    :raises ValueError: if names are not to be told apart, or Ray is missing.
+    :param parallel: number of parallel jobs; 1 does not need Ray.
+    :param report: called with the result of each recording.
+    :returns: errors, by input.
+    :raises ValueError: if names are ambiguous, or Ray is missing.
     """
     folders = output_folders(inputs, output)
-    wanted = {each: folder for each, folder in folders.items() if not folder.exists()}
-    for each in folders.keys() - wanted.keys():
-        say(f'{each}: {folders[each]} is there already')
+    waiting = {each: folder for each, folder in folders.items() if not folder.exists()}
+    for each in folders.keys() - waiting.keys():
+        report(f'{each}: {folders[each]} exists already')
     failures = {}
-    ended = _on_ray(wanted, job, at_once) if at_once > 1 else _in_turn(wanted, job)
-    for each, error in ended:
-        say(f'{each}: {error or folders[each]}')
+    finished = _run_on_ray(waiting, job, parallel) if parallel > 1 else _run(waiting, job)
+    for each, error in finished:
+        report(f'{each}: {error or folders[each]}')
         if error:
             failures[each] = error
     return failures
 
 
-def _in_turn(wanted: dict[str, Path], job: Job) -> Any:
-    for each, folder in wanted.items():
+def _run(waiting: dict[str, Path], job: Job) -> Iterator[tuple[str, str]]:
+    for each, folder in waiting.items():
         yield each, job(each, folder)
 
 
-def _on_ray(wanted: dict[str, Path], job: Job, at_once: int) -> Any:
+def _run_on_ray(waiting: dict[str, Path], job: Job, parallel: int) -> Iterator[tuple[str, str]]:
     ray = _import_ray()
     on_cluster = 'RAY_ADDRESS' in os.environ
-    ray.init(num_cpus=None if on_cluster else at_once, log_to_driver=False)
+    ray.init(num_cpus=None if on_cluster else parallel, log_to_driver=False)
     try:
         gpus = 1 if ray.cluster_resources().get('GPU') else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)
-        remote = task(lambda each, folder: job(each, folder))  # Ray takes functions alone
-        running = {remote.remote(each, folder): each for each, folder in wanted.items()}
+        remote = task(lambda each, folder: job(each, folder))  # Ray accepts only functions
+        running = {remote.remote(each, folder): each for each, folder in waiting.items()}
         while running:
             (done,), _ = ray.wait(list(running))
             each = running.pop(done)
@@ -90,6 +89,6 @@ def _import_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise ValueError('several jobs at once need Ray: pip install ray') from error
+        raise ValueError('parallel jobs need Ray: pip install ray') from error
     module: ModuleType = ray
     return module

@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A recording becomes a folder: the run, the files, the report, and at last the folder's name.
+A recording becomes a folder: windows, exported files, a report, and at last the folder's name.
 
-While it is being made the folder is called `<name>.partial`; only what is complete has its name.
+Until then it is called `<name>.partial`; a folder without that suffix is complete.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
-from vggt_ros.offline.export import Export, ExportOptions, export
-from vggt_ros.offline.replay import write_bag
+from vggt_ros.offline.export import Export, ExportOptions, export, export_bag
+from vggt_ros.offline.folder_files import check_folder, remove_folder
 from vggt_ros.offline.report import write_report
-from vggt_ros.offline.run import STATE, Progress, RunOptions, partial_folder, process_recording
+from vggt_ros.offline.run import (
+    STATE_FILE,
+    Progress,
+    RunOptions,
+    partial_folder,
+    process_recording,
+)
+from vggt_ros.offline.window_record import list_records
 from vggt_ros.settings import Settings
 
-LARGEST_WINDOW = 512  # frames
+MAX_WINDOW = 512  # frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +36,19 @@ class ReconstructOptions:
 
     run: RunOptions = field(default_factory=RunOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
-    restart: bool = False  # what an earlier run left is thrown away
+    restart: bool = False  # an interrupted run is discarded
     overwrite: bool = False  # a finished folder is replaced
     bag: Path | None = None  # to write what the node would have published
 
 
 @dataclass(frozen=True, slots=True)
 class Reconstructed:
-    """What came of it."""
+    """The result of a reconstruction."""
 
-    folder: Path  # ends with .partial if it was asked to stop
+    folder: Path  # ends with .partial if the run was stopped
     complete: bool
-    made: Export | None  # None: stopped before the first window
-    resumed_at: int  # picture that it went on with; 0: it began
+    export: Export | None  # None: stopped before the first window
+    resumed_at: int  # index of the image from which it was resumed; 0: it was not
 
 
 def reconstruct_recording(
@@ -57,47 +63,51 @@ def reconstruct_recording(
     """
     Reconstruct a recording into a folder.
 
-    :param report: hears where the run is.
-    :param stop: asked between pictures; what is done by then is kept, and gets its files.
-    :raises ValueError: if the folder is there already, or see `run`.
-    :raises OSError: if the disk is full, or something may not be written.
+    :param report: called after each image.
+    :param stop: called after each image; True stops the run. Its results so far are kept, and
+        exported.
+    :raises ValueError: if the folder exists, or as `process_recording` does.
+    :raises OSError: if the disk is full, or something cannot be written.
     """
+    check_folder(output)
     if output.exists() and not options.overwrite:
-        raise ValueError(f'{output} is there already; expected a new folder, or --overwrite')
-    bag = options.bag
-    if bag is not None and (bag.exists() or bag.suffix != '.mcap'):
-        raise ValueError(f'{bag} is asked for as a bag; expected a new file that ends with .mcap')
+        raise ValueError(f'{output} exists; expected a new folder, or --overwrite')
+    if options.bag is not None and (options.bag.exists() or options.bag.suffix != '.mcap'):
+        raise ValueError(f'the bag to write is {options.bag}; expected a new file *.mcap')
     if options.run.all_at_once:
-        settings = _in_one_window(settings, source, options.run)
+        settings = _use_one_window(settings, source, options.run)
     folder = partial_folder(output)
-    if options.restart and folder.exists():
-        shutil.rmtree(folder)
+    check_folder(folder)
+    if options.restart:
+        remove_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    end = process_recording(source, network, settings, options.run, folder, report, stop)
-    if not end.complete and not any((folder / 'windows').glob('*.npz')):
-        return Reconstructed(folder, False, None, end.resumed_at)
-    told = {name: end.counts.get(name, 0) for name in ('received', 'no_parallax', 'windows')}
-    made = export(
-        folder, options.export, {**told, 'counts': end.counts, 'unreadable': source.unreadable}
+    run = process_recording(source, network, settings, options.run, folder, report, stop)
+    if not run.complete and not list_records(folder):
+        return Reconstructed(folder, False, None, run.resumed_at)
+    counts = {name: run.counts.get(name, 0) for name in ('received', 'no_parallax', 'windows')}
+    exported = export(
+        folder,
+        options.export,
+        run.description,
+        {**counts, 'counts': run.counts, 'unreadable': source.unreadable},
     )
-    write_report(folder, made, source.unreadable)
-    if not end.complete:
-        return Reconstructed(folder, False, made, end.resumed_at)
-    if bag is not None:
-        write_bag(folder, made.joined, bag)
-    (folder / STATE).unlink(missing_ok=True)
-    if output.exists():
-        shutil.rmtree(output)
+    write_report(exported)
+    if not run.complete:
+        return Reconstructed(folder, False, exported, run.resumed_at)
+    if options.bag is not None:
+        export_bag(exported.map, options.bag)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    remove_folder(output)
     os.replace(folder, output)
-    return Reconstructed(output, True, made, end.resumed_at)
+    return Reconstructed(output, True, exported, run.resumed_at)
 
 
-def _in_one_window(settings: Settings, source: FrameSource, options: RunOptions) -> Settings:
-    """Let the window hold everything; it is handed out when nothing more comes."""
-    if source.count is not None and source.count > LARGEST_WINDOW * options.every:
+def _use_one_window(settings: Settings, source: FrameSource, options: RunOptions) -> Settings:
+    """Make the window large enough for all images; it is complete when they are."""
+    if source.count is not None and source.count > MAX_WINDOW * options.every:
         raise ValueError(
-            f'{source.name} has {source.count} pictures; expected at most {LARGEST_WINDOW} for '
-            f'one window: --every {-(-source.count // LARGEST_WINDOW)} takes few enough'
+            f'{source.name} has {source.count} images; expected at most {MAX_WINDOW} for one '
+            f'window, as with --every {-(-source.count // MAX_WINDOW)}'
         )
-    window = replace(settings.window, window_size=LARGEST_WINDOW, window_stride=LARGEST_WINDOW - 1)
+    window = replace(settings.window, window_size=MAX_WINDOW, window_stride=MAX_WINDOW - 1)
     return replace(settings, window=window)

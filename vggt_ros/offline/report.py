@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reconstruction on one page: `report.html`, which needs no other file and no network."""
+"""A reconstruction on one page, `report.html`, which needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vggt_ros.geometry.outliers import without_outliers
-from vggt_ros.io.images import read_image
-from vggt_ros.offline.atomic_write import atomic_writer
-from vggt_ros.offline.depth_images import read_depth_png
+from vggt_ros.offline.assembled_map import AssembledMap, MapFrame
 from vggt_ros.offline.export import Export
-from vggt_ros.offline.joined_map import JoinedMap
-from vggt_ros.offline.record import STEPS
+from vggt_ros.offline.folder_files import has_file, write_file
+from vggt_ros.offline.frame_images import (
+    depth_name,
+    image_name,
+    read_frame_depth,
+    read_frame_image,
+)
+from vggt_ros.offline.window_record import STEPS
 
-REPORT = 'report.html'
-_PAIRS = 6  # pictures beside their depth
+_REPORT = 'report.html'
+_PAIRS = 6  # images beside their depth
 _WIDTH = 360  # of these, pixels
-_DRAWN = 150_000  # points of the top view
+_MAX_DRAWN = 150_000  # points of the top view
+_MAX_UNREADABLE = 50  # listed images
 _PATH_COLOUR = '#d62728'
 
 _PAGE = """<!DOCTYPE html>
@@ -45,178 +50,202 @@ td, th {{ padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px s
 figure {{ margin: 0; }} figcaption {{ color: #555; font-size: .85rem; }}
 </style></head><body>
 <h1>{title}</h1>{warning}
-<h2>In figures</h2><table>{figures}</table>
-<h2>From above</h2>
-<img alt="path and cloud from above" src="{top}">
-<h2>Pictures and their depth</h2>
-<p class="note">Near is red, far is blue; grey pixels are not trusted. All have the same scale.</p>
+<h2>Summary</h2><table>{summary}</table>
+<h2>Top view</h2>
+<img alt="point cloud and trajectory from above" src="{top}">
+<h2>Images and depth</h2>
+<p class="note">Depth from {near} (red) to {far} (blue), the same colours in all images; grey:
+low confidence, no depth.</p>
 <div class="pairs">{pairs}</div>
-<h2>Window by window</h2>
-<img alt="confidence, scale, registration and time of each window" src="{curves}">
-{left_out}
+<h2>Windows</h2>
+<img alt="confidence, registration residual, metric scale and time of each window" src="{curves}">
+{unreadable}
 <h2>Files</h2><table>{files}</table>
 </body></html>
 """
 
 _FILES = (
-    ('cloud.ply', 'points with colour, confidence and the frame that saw them first'),
-    ('trajectory.tum', 'stamp, position, quaternion x y z w of each frame, camera-to-world'),
-    ('sparse/0', 'COLMAP model with tracks; this folder is a COLMAP data set'),
-    ('scene.glb', 'cloud and path for viewers of 3-D models'),
-    ('depth', 'depth of each frame as 16-bit PNG; times depth_step of reconstruction.json'),
-    ('images', 'the pictures that were used'),
+    ('cloud.ply', 'point cloud with colour, confidence and the first frame that saw each point'),
+    ('trajectory.tum', 'stamp, position and quaternion x y z w of each frame, camera-to-world'),
+    ('sparse/0', 'COLMAP model with tracks; with images/, this folder is a COLMAP data set'),
+    ('scene.glb', 'point cloud and trajectory for 3-D viewers'),
+    ('depth', '16-bit depth images; multiply by depth_step of reconstruction.json'),
+    ('images', 'the images of the map'),
     ('reconstruction.json', 'frames, intrinsics, settings, counts'),
 )
 
 
-def write_report(folder: Path, made: Export, unreadable: list[str]) -> None:
-    """
-    Write the page.
-
-    :param unreadable: pictures that were left out, and why.
-    """
-    about = made.description
-    warning = f'<p class="warning">{html.escape(about["warning"])}</p>' if about['warning'] else ''
+def write_report(exported: Export) -> None:
+    """Write the page into the folder of the reconstruction."""
+    assembled, description = exported.map, exported.description
+    warning = description['warning']
+    pairs, near, far = _draw_pairs(assembled)
     page = _PAGE.format(
-        title=html.escape(about['title']),
-        warning=warning,
-        figures=_rows(_figures(made)),
-        top=_as_data(_draw_top(made)),
-        pairs=''.join(_pairs(folder, made)),
-        curves=_as_data(_draw_curves(made.joined)),
-        left_out=_left_out(unreadable),
-        files=_rows([(name, text) for name, text in _FILES if (folder / name).exists()]),
+        title=html.escape(description['title']),
+        warning=f'<p class="warning">{html.escape(warning)}</p>' if warning else '',
+        summary=_rows(_summarise(exported)),
+        top=_as_data(_draw_top(exported)),
+        near=near,
+        far=far,
+        pairs=''.join(pairs),
+        curves=_as_data(_draw_curves(assembled)),
+        unreadable=_list_unreadable(description['unreadable']),
+        files=_rows([each for each in _FILES if (assembled.folder / each[0]).exists()]),
     )
-    with atomic_writer(folder / REPORT) as file:
-        file.write(page.encode())
+    write_file(assembled.folder, _REPORT, page.encode())
 
 
-def _figures(made: Export) -> list[tuple[str, str]]:
-    joined, about = made.joined, made.description
-    centres = np.stack([frame.world_from_camera[:3, 3] for frame in joined.frames])
+def _summarise(exported: Export) -> list[tuple[str, str]]:
+    assembled, description = exported.map, exported.description
+    centres = np.stack([frame.world_from_camera[:3, 3] for frame in assembled.frames])
     length = float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum())
-    height, width = joined.source_size
-    intrinsics = np.median([frame.intrinsics for frame in joined.frames], axis=0)
+    height, width = assembled.source_size
+    intrinsics = np.median([frame.intrinsics for frame in assembled.frames], axis=0)
     view = np.degrees(2 * np.arctan(width / 2 / intrinsics[0, 0]))
-    seconds = sum(float(window.seconds.sum()) for window in joined.windows)
-    spoken = {
-        'm': f'metres, by scale_source {about["run"]["settings"]["scale"]["scale_source"]}',
-    }.get(joined.unit, "the network's own: lengths are <b>not metres</b> (no scale source)")
-    maps = 1 + len(made.other_maps)
-    told = [
-        ('network', html.escape(about['model'])),
-        ('pictures', f'{about["received"]} read, {len(joined.frames)} of {width}x{height} in the '
-         f'map, {about["no_parallax"]} left out since the camera stood still'),
-        ('windows', f'{len(joined.windows)} in {seconds:.1f} s of computing'),
-        ('maps', '1' if maps == 1 else f'{maps}: this is the largest, see other_maps'),
-        ('loops closed', str(sum(window.loop for window in joined.windows))),
-        ('unit of length', spoken),
-        ('length of the way', f'{length:.2f} {joined.unit}'),
-        ('horizontal field of view', f'{view:.1f} degrees'),
-        ('points', f'{len(made.cloud.xyz)}, in voxels of {made.cloud.voxel:.3g} {joined.unit}'),
+    seconds = sum(sum(window.seconds.values()) for window in assembled.windows)
+    source = description['run']['settings']['scale']['scale_source']
+    scale = (
+        f'metric, scale_source: {html.escape(source)}'
+        if assembled.unit == 'm'
+        else 'arbitrary: there is no metric scale source, lengths are <b>not metres</b>'
+    )
+    maps = 1 + len(exported.other_maps)
+    summary = [
+        ('network', html.escape(description['model'])),
+        ('images', f'{description["received"]} read, {len(assembled.frames)} in the map, '
+         f'{description["no_parallax"]} skipped for lack of parallax (stationary camera)'),
+        ('image size', f'{width} x {height} pixels, horizontal field of view {view:.1f} degrees'),
+        ('windows', f'{len(assembled.windows)}, processed in {seconds:.1f} s'),
+        ('maps', '1' if maps == 1 else f'{maps}; this is the largest, see other_maps'),
+        ('loop closures', str(sum(window.loop_closed for window in assembled.windows))),
+        ('scale', scale),
+        ('trajectory length', f'{length:.2f} {assembled.unit}'),
+        ('point cloud', f'{len(exported.cloud.xyz)} points, voxel size '
+         f'{exported.cloud.voxel:.3g} {assembled.unit}'),
     ]  # fmt: skip
-    refined = about.get('refinement')
-    return told + ([('bundle adjustment', html.escape(refined))] if refined else [])
+    refined = description.get('refinement')
+    return summary + ([('bundle adjustment', html.escape(refined))] if refined else [])
 
 
 def _rows(rows: list[tuple[str, str]]) -> str:
     return ''.join(f'<tr><th>{name}</th><td>{text}</td></tr>' for name, text in rows)
 
 
-def _left_out(unreadable: list[str]) -> str:
+def _list_unreadable(unreadable: list[str]) -> str:
     if not unreadable:
         return ''
-    lines = ''.join(f'<li>{html.escape(line)}</li>' for line in unreadable[:50])
-    return f'<h2>{len(unreadable)} unreadable pictures were left out</h2><ul>{lines}</ul>'
+    lines = [f'<li>{html.escape(line)}</li>' for line in unreadable[:_MAX_UNREADABLE]]
+    if len(unreadable) > len(lines):
+        lines.append(f'<li>and {len(unreadable) - len(lines)} more</li>')
+    return f'<h2>Unreadable images ({len(unreadable)})</h2><ul>{"".join(lines)}</ul>'
 
 
-def _pairs(folder: Path, made: Export) -> list[str]:
-    frames = [f for f in made.description['frames'] if f['image'] and f['depth']]
+def _draw_pairs(assembled: AssembledMap) -> tuple[list[str], str, str]:
+    """Return some images beside their depth, and the range of their colours."""
+    folder = assembled.folder
+    frames = [
+        frame
+        for frame in assembled.frames
+        if frame.depth_step
+        and has_file(folder, image_name(frame.frame_id))
+        and has_file(folder, depth_name(frame.frame_id))
+    ]
     if not frames:
-        return ['<p class="note">No pictures were kept.</p>']
+        return ['<p class="note">There are no images: --no-images.</p>'], 'near', 'far'
     few = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, _PAIRS).astype(int))]
-    depths = [read_depth_png(folder / f['depth'], f['depth_step']) for f in few]
-    seen = np.concatenate([depth[np.isfinite(depth)] for depth in depths])
-    low, high = np.percentile(seen, (2, 98)) if len(seen) else (0.0, 1.0)
-    pairs = []
-    for frame, depth in zip(few, depths, strict=True):
-        image = read_image(folder / frame['image'])
-        size = (_WIDTH, round(_WIDTH * image.shape[0] / image.shape[1]))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        shown = cv2.resize(_colour(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
-        known = depth[np.isfinite(depth)]
-        middle = f'{np.median(known):.2f} {made.joined.unit}' if len(known) else 'unknown'
-        pairs.append(
-            f'<figure><img alt="picture and depth" src="{_as_jpeg(np.hstack([small, shown]))}">'
-            f'<figcaption>{Path(frame["image"]).name}: median depth {middle}, '
-            f'{np.isfinite(depth).mean():.0%} trusted</figcaption></figure>'
-        )
-    return pairs
+    depths = [read_frame_depth(folder, f.frame_id, f.depth_step, f.depth_size) for f in few]
+    known = np.concatenate([depth[np.isfinite(depth)] for depth in depths])
+    near, far = np.percentile(known, (2, 98)) if len(known) else (0.0, 1.0)
+    pairs = [
+        _draw_pair(assembled, frame, depth, near, far)
+        for frame, depth in zip(few, depths, strict=True)
+    ]
+    return pairs, f'{near:.2f}', f'{far:.2f} {assembled.unit}'
 
 
-def _colour(depth: npt.NDArray[np.float32], low: float, high: float) -> npt.NDArray[np.uint8]:
-    share = np.clip((depth - low) / max(high - low, 1e-9), 0, 1)
-    grey = np.nan_to_num(255 * (1 - share)).astype(np.uint8)
-    drawn = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    drawn[~np.isfinite(depth)] = 187
-    return drawn  # type: ignore[return-value]
+def _draw_pair(
+    assembled: AssembledMap,
+    frame: MapFrame,
+    depth: npt.NDArray[np.float32],
+    near: float,
+    far: float,
+) -> str:
+    image = read_frame_image(assembled.folder, frame.frame_id)
+    size = (_WIDTH, max(round(_WIDTH * image.shape[0] / image.shape[1]), 1))
+    left = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    right = cv2.resize(_colour(depth, near, far), size, interpolation=cv2.INTER_NEAREST)
+    known = depth[np.isfinite(depth)]
+    median = f'{np.median(known):.2f} {assembled.unit}' if len(known) else 'unknown'
+    return (
+        f'<figure><img alt="image and depth" src="{_as_jpeg(np.hstack([left, right]))}">'
+        f'<figcaption>{Path(image_name(frame.frame_id)).name}: median depth {median}, '
+        f'{len(known) / depth.size:.0%} of the pixels confident</figcaption></figure>'
+    )
 
 
-def _draw_top(made: Export) -> Figure:
+def _colour(depth: npt.NDArray[np.float32], near: float, far: float) -> npt.NDArray[np.uint8]:
+    share = np.clip((depth - near) / max(far - near, 1e-9), 0, 1)
+    levels = np.nan_to_num(255 * (1 - share)).astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    coloured[~np.isfinite(depth)] = 187
+    return coloured  # type: ignore[return-value]
+
+
+def _draw_top(exported: Export) -> Figure:
     figure = Figure(figsize=(11.5, 6.5), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    unit, cloud = made.joined.unit, made.cloud
+    unit, cloud = exported.map.unit, exported.cloud
     if len(cloud.xyz):
         shown = np.flatnonzero(without_outliers(cloud.xyz))
-        shown = shown[:: max(1, -(-len(shown) // _DRAWN))]
-        shown = shown[np.argsort(-cloud.xyz[shown, 1])]  # y points down: what is high comes last
+        shown = shown[:: max(1, -(-len(shown) // _MAX_DRAWN))]
+        shown = shown[np.argsort(-cloud.xyz[shown, 1])]  # y points down: the highest are on top
         x, z = cloud.xyz[shown][:, [0, 2]].T
         axes.scatter(x, z, s=1.0, c=cloud.rgb[shown] / 255, linewidths=0)
-    poses = np.stack([frame.world_from_camera for frame in made.joined.frames])
-    axes.plot(*poses[:, [0, 2], 3].T, color=_PATH_COLOUR, linewidth=2, label='camera path')
+    poses = np.stack([frame.world_from_camera for frame in exported.map.frames])
+    axes.plot(*poses[:, [0, 2], 3].T, color=_PATH_COLOUR, linewidth=2, label='trajectory')
     axes.plot(*poses[0, [0, 2], 3], 'o', color=_PATH_COLOUR, markersize=9, label='start')
     few = poses[np.unique(np.linspace(0, len(poses) - 1, 12).astype(int))]
     axes.quiver(*few[:, [0, 2], 3].T, *few[:, [0, 2], 2].T, color=_PATH_COLOUR, angles='xy',
                 scale=22, width=0.003)  # fmt: skip
-    axes.set_title('cloud and camera path from above; arrows look along the camera')
-    axes.set_xlabel(f'x, right of the first camera ({unit})')
-    axes.set_ylabel(f'z, ahead of the first camera ({unit})')
+    axes.set_title('point cloud and trajectory from above; arrows: viewing directions')
+    axes.set_xlabel(f'x, to the right of the first camera ({unit})')
+    axes.set_ylabel(f'z, forward from the first camera ({unit})')
     axes.set_aspect('equal', adjustable='datalim')
     axes.legend(loc='best')
     axes.grid(alpha=0.3)
     return figure
 
 
-def _draw_curves(joined: JoinedMap) -> Figure:
+def _draw_curves(assembled: AssembledMap) -> Figure:
     figure = Figure(figsize=(11.5, 6.5), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True)
-    windows = joined.windows
+    windows = assembled.windows
     first = windows[0].stamp_ns
-    when = np.array([(window.stamp_ns - first) * 1e-9 for window in windows])
+    times = np.array([(window.stamp_ns - first) * 1e-9 for window in windows])
     mark = 'o-' if len(windows) < 60 else '-'
-    axes[0, 0].plot(when, [window.confidence for window in windows], mark)
-    axes[0, 0].set_title('mean confidence of the depth (1 is none)')
-    axes[0, 1].plot(when, [100 * window.residual for window in windows], mark)
-    axes[0, 1].set_title('residual against the window before, % of the depth')
-    known = [window.factor if window.factor_valid else np.nan for window in windows]
-    axes[1, 0].plot(when, known, mark)
-    axes[1, 0].set_title('metres in one unit of the map' + ('' if np.isfinite(known).any() else
-                         ': unknown'))  # fmt: skip
+    axes[0, 0].plot(times, [window.confidence for window in windows], mark)
+    axes[0, 0].set_title('mean confidence of the depth (1: none)')
+    axes[0, 1].plot(times, [100 * window.residual for window in windows], mark)
+    axes[0, 1].set_title('registration residual, % of the depth')
+    scales = [window.map_scale if window.map_scale_valid else np.nan for window in windows]
+    axes[1, 0].plot(times, scales, mark)
+    axes[1, 0].set_title('metric scale, metres per map unit' + ('' if np.isfinite(scales).any()
+                         else ': unknown'))  # fmt: skip
     bottom = np.zeros(len(windows))
-    width = 0.8 * (np.diff(when).min() if len(when) > 1 else 1.0)
-    for i, step in enumerate(STEPS):
-        told = 1000 * np.array([window.seconds[i] for window in windows])
-        axes[1, 1].bar(when, told, width, bottom, label=step)
-        bottom += told
-    axes[1, 1].set_title('time of each step, ms')
+    width = 0.8 * (np.diff(times).min() if len(times) > 1 else 1.0)
+    for step in STEPS:
+        milliseconds = 1000 * np.array([window.seconds[step] for window in windows])
+        axes[1, 1].bar(times, milliseconds, width, bottom, label=step)
+        bottom += milliseconds
+    axes[1, 1].set_title('processing time per window, ms')
     axes[1, 1].legend()
     for each in axes.ravel():
         each.grid(alpha=0.3)
         each.set_ylim(bottom=0)
     for each in axes[1]:
-        each.set_xlabel('s of the recording')
+        each.set_xlabel('time since the first window, s')
     return figure
 
 

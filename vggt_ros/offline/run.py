@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A recording goes through the engine, window by window, and leaves files behind.
+Processes a recording window by window; an interrupted run can be resumed.
 
-Nothing grows in memory: each window is written when it is done (`record`), with pictures and
-depth of its new frames, and then the state of the engine (`snapshot`). A run that was ended in
-any way goes on from there and loses at most the window it was at. Until the end the folder is
-called `<name>.partial`.
+Memory does not grow with the recording: each window is written when it is complete (its record,
+and images and depth of its new frames), and then the state of the engine. A resumed run continues
+from that state and repeats at most one window. Until it is complete, the output folder is called
+`<name>.partial`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ from vggt_ros.inference.network import Network, VGGTNetwork
 from vggt_ros.io.frame_source import FrameSource
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.reconstruction import PredictionError
-from vggt_ros.offline.atomic_write import PARTIAL, atomic_writer
-from vggt_ros.offline.depth_images import write_depth_png, write_picture
-from vggt_ros.offline.point_tracks import find_tracks
-from vggt_ros.offline.record import make_record, record_files
-from vggt_ros.offline.snapshot import load_snapshot, save_snapshot
+from vggt_ros.offline.folder_files import PARTIAL, has_file, list_files, read_file, write_file
+from vggt_ros.offline.frame_images import write_frame_depth, write_frame_image
+from vggt_ros.offline.point_tracks import track_window
+from vggt_ros.offline.state_file import read_state, write_state
+from vggt_ros.offline.window_record import (
+    WINDOWS,
+    list_records,
+    make_record,
+    read_records,
+    write_record,
+)
 from vggt_ros.settings import Settings
 
-ABOUT, STATE = 'run.json', 'state.pickle'
-JPEG_QUALITY = 92
+RUN_FILE, STATE_FILE = 'run.json', 'state.safetensors'
+_MAX_RUN_FILE = 1 << 20  # bytes
 
 logger = logging.getLogger(__name__)
 
@@ -46,33 +52,34 @@ logger = logging.getLogger(__name__)
 class RunOptions:
     """What a run does beside the settings of the core."""
 
-    every: int = 1  # of how many pictures one is used
-    all_at_once: bool = False  # one window of all pictures
-    images: bool = True  # the pictures are kept beside the depth
-    tracks: bool = False  # points are followed through each window, see `point_tracks`
+    every: int = 1  # every n-th image is used
+    all_at_once: bool = False  # one window of all images
+    images: bool = True  # images are copied to the output
+    tracks: bool = False  # points are tracked through each window, see `point_tracks`
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is."""
+    """How far a run is."""
 
-    pictures: int  # of the source, passed so far
-    of: int | None  # in all; None: unknown
+    images: int  # read or skipped so far
+    total: int | None  # None: unknown
     windows: int
     maps: int
 
 
 @dataclass(frozen=True, slots=True)
-class RunEnd:
-    """What a run ended with."""
+class RunResult:
+    """The end of a run."""
 
-    complete: bool  # False: it was asked to stop
+    complete: bool  # False: it was stopped
     counts: dict[str, int]  # of the engine
-    resumed_at: int  # picture that it went on with; 0: it began
+    resumed_at: int  # index of the image from which it was resumed; 0: it was not
+    description: dict[str, Any]  # as in `run.json`
 
 
 def partial_folder(output: Path) -> Path:
-    """Name the folder of a run that has not ended."""
+    """Name the folder of an incomplete run."""
     return output.with_name(output.name + PARTIAL)
 
 
@@ -84,129 +91,180 @@ def process_recording(
     folder: Path,
     report: Callable[[Progress], None],
     stop: Callable[[], bool],
-) -> RunEnd:
+) -> RunResult:
     """
-    Reconstruct a recording, or go on with it.
+    Reconstruct a recording, or resume it.
 
-    :param folder: where a run of the same recording and settings may have begun.
-    :param report: hears where the run is, for each picture.
-    :param stop: asked between pictures.
-    :raises ValueError: if another run is in the folder, the settings ask for what the recording
-        does not have, or there are too few pictures.
+    :param folder: empty, or of an interrupted run with the same recording, network and settings.
+    :param report: called after each image.
+    :param stop: called after each image; True stops the run.
+    :raises ValueError: if the folder contains anything else, the settings require what the
+        recording does not have, or there are too few images.
     """
-    _claim(folder, source, network, settings, options)
-    scale = source.scale_source(settings.scale)
-    engine = StreamingEngine(settings, network, scale)
-    state = folder / STATE
-    start = load_snapshot(state, engine, network, scale) + 1 if state.exists() else 0
-    windows = len(record_files(folder))
-    newest = start - 1
+    description = _describe(source, network, settings, options)
+    _check_description(folder, description)
+    engine = StreamingEngine(settings, network, source.scale_source(settings.scale))
+    start = _load_state(folder, engine, source.count)
+    windows = sum(1 for _ in read_records(folder))  # a damaged one is found before hours of work
+
+    def progress(images: int) -> Progress:
+        return Progress(images, source.count, windows, engine.counts.get('maps', 0))
+
+    last = start - 1
     complete = True
-    for place, update in _updates(engine, source.frames(start), options.every):
-        newest = place
+    for index, update in _process(engine, source.frames(start), options.every):
+        last = index
         if update is not None:
-            _write(folder, update, network, options)
-            # The record comes first: of a window without a state it is written again.
+            # The record first: without a newer state the window is repeated and written again.
+            _write_window(folder, update, network, options)
+            windows = len(list_records(folder))
             if not options.all_at_once:
-                save_snapshot(state, engine, place, network, scale)
-            windows += 1
-        report(Progress(place + 1, source.count, windows, engine.counts.get('maps', 0)))
+                _save_state(folder, engine, index)
+        report(progress(index + 1))
         if stop():
             complete = False
             break
     if complete and (update := _finish(engine)) is not None:
-        _write(folder, update, network, options)
-        windows += 1
-        report(Progress(newest + 1, source.count, windows, engine.counts.get('maps', 0)))
+        _write_window(folder, update, network, options)
+        windows = len(list_records(folder))
+        report(progress(last + 1))
     if complete and not windows:
         raise ValueError(
-            f'{source.name}: {engine.counts.get("received", 0)} pictures made no window; expected '
-            'at least two that differ'
+            f'{source.name}: no window from {engine.counts.get("received", 0)} images; expected '
+            'at least two different images'
         )
-    return RunEnd(complete, engine.counts, start)
+    return RunResult(complete, engine.counts, start, description)
 
 
-def _updates(
-    engine: StreamingEngine,
-    frames: Iterator[tuple[int, Frame]],
-    every: int,
+def read_description(folder: Path) -> dict[str, Any]:
+    """
+    Read what a run was started with.
+
+    :raises ValueError: if the file is damaged.
+    :raises FileNotFoundError: if there is none.
+    """
+    try:
+        description = json.loads(read_file(folder, RUN_FILE, _MAX_RUN_FILE))
+        if not isinstance(description, dict):
+            raise ValueError(f'it contains a {type(description).__name__}')
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{folder / RUN_FILE} does not describe a run: {error}') from error
+    return description
+
+
+def _describe(
+    source: FrameSource, network: Network, settings: Settings, options: RunOptions
+) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        'vggt_ros': vggt_ros.__version__,
+        'source': source.name,
+        'images': source.count,
+        'model': network.name,
+        'model_trained': network.trained,
+        'options': asdict(options),
+        'settings': asdict(settings),
+    }
+    decoded: dict[str, Any] = json.loads(json.dumps(description))
+    return decoded
+
+
+def _check_description(folder: Path, description: dict[str, Any]) -> None:
+    """Mark a new folder as that of this run, or check that it is."""
+    if not has_file(folder, RUN_FILE):
+        if has_file(folder, STATE_FILE) or list_files(folder, WINDOWS, ''):
+            raise ValueError(
+                f'{folder} has results but no {RUN_FILE}; expected those of an interrupted run, '
+                'or --restart'
+            )
+        write_file(folder, RUN_FILE, json.dumps(description, indent=1).encode())
+        return
+    found = read_description(folder)
+    keys = [*description, *(key for key in found if key not in description)]
+    different = [key for key in keys if found.get(key) != description.get(key)]
+    if different:
+        raise ValueError(
+            f'{folder} is of a run with other {", ".join(different)}; expected the same to resume '
+            'it, or --restart'
+        )
+
+
+def _save_state(folder: Path, engine: StreamingEngine, index: int) -> None:
+    """
+    Write how far the run is.
+
+    :param index: of the last image that the engine received.
+    """
+    write_state(folder, STATE_FILE, {'index': index, 'engine': engine.state_dict()})
+
+
+def _load_state(folder: Path, engine: StreamingEngine, count: int | None) -> int:
+    """
+    Restore the engine, if there is a state.
+
+    :param count: images of the recording.
+    :returns: index of the next image.
+    """
+    if not has_file(folder, STATE_FILE):
+        return 0
+    state = read_state(folder, STATE_FILE)
+    index, engine_state = state.get('index'), state.get('engine')
+    if type(index) is not int or not 0 <= index < (2**31 if count is None else count):
+        raise ValueError(
+            f'{folder / STATE_FILE} has the index {index!r}; expected one of the {count} images'
+        )
+    try:
+        if not isinstance(engine_state, dict):
+            raise ValueError('it has no state of the engine')
+        engine.load_state_dict(engine_state)
+    except ValueError as error:
+        raise ValueError(f'{folder / STATE_FILE} cannot be resumed: {error}') from error
+    return index + 1
+
+
+def _process(
+    engine: StreamingEngine, frames: Iterator[tuple[int, Frame]], every: int
 ) -> Iterator[tuple[int, MapUpdate | None]]:
-    for place, frame in frames:
-        if place % every:
+    for index, frame in frames:
+        if index % every:
             continue
         try:
-            yield place, engine.add(frame)
+            yield index, engine.add(frame)
         except PredictionError as error:
-            logger.warning('a window is lost: %s', error)
-            yield place, None
+            logger.warning('window dropped: %s', error)
+            yield index, None
 
 
 def _finish(engine: StreamingEngine) -> MapUpdate | None:
     try:
         return engine.finish()
     except PredictionError as error:
-        logger.warning('the last window is lost: %s', error)
+        logger.warning('last window dropped: %s', error)
         return None
 
 
-def _claim(
-    folder: Path,
-    source: FrameSource,
-    network: Network,
-    settings: Settings,
-    options: RunOptions,
+def _write_window(
+    folder: Path, update: MapUpdate, network: VGGTNetwork, options: RunOptions
 ) -> None:
-    """Make the folder this run's, or see that it is."""
-    mine: dict[str, Any] = {
-        'vggt_ros': vggt_ros.__version__,
-        'source': source.name,
-        'pictures': source.count,
-        'model': network.name,
-        'model_trained': network.trained,
-        'options': asdict(options),
-        'settings': asdict(settings),
-    }
-    mine = json.loads(json.dumps(mine))
-    path = folder / ABOUT
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f'{path} does not describe a run: {error}') from error
-        different = [name for name in mine if there.get(name) != mine[name]]
-        if different:
-            raise ValueError(
-                f'{folder} was begun with another {", ".join(different)}; expected the same to go '
-                'on with it, or --restart'
-            )
-        return
-    with atomic_writer(path) as file:
-        file.write(json.dumps(mine, indent=1).encode())
-
-
-def _write(folder: Path, update: MapUpdate, network: VGGTNetwork, options: RunOptions) -> None:
-    """Write what a window adds."""
-    steps = np.zeros(len(update.batch.ids))
-    for i, new in enumerate(update.is_new):
-        if not new:
+    """Write the files of a window and its new frames."""
+    batch = update.batch
+    steps = np.zeros(len(batch.ids))
+    for i, frame_id in enumerate(batch.ids):
+        if not update.is_new[i]:
             continue
-        name = f'{update.batch.ids[i]:06d}'
         depth = update.depth(i) / np.float32(update.world_from_window.scale)
-        steps[i] = write_depth_png(folder / 'depth' / f'{name}.png', depth)
+        steps[i] = write_frame_depth(folder, frame_id, depth)
         if options.images:
-            shown = as_pinhole(update.batch.frames[i], update.batch.images[i])
-            quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
-            write_picture(folder / 'images' / f'{name}.jpg', shown[..., ::-1], quality)
+            image = _rectify(batch.frames[i], batch.images[i])
+            write_frame_image(folder, frame_id, image)
     tracks = None
     if options.tracks:
-        batch, confidence = update.batch, update.reconstruction.confidence
-        tracks = find_tracks(network, batch.stack(), confidence).tracks
-    make_record(update, steps, tracks).save(folder)
+        tracks = track_window(network, batch.stack(), update.reconstruction.confidence).tracks
+    write_record(folder, make_record(update, steps, tracks))
 
 
-def as_pinhole(frame: Frame, fitted: PreprocessedImage) -> npt.NDArray[np.uint8]:
-    """Give the picture (H, W, 3) whose pixels `source_from_network` speaks of."""
-    if fitted.pixel_map is None:
+def _rectify(frame: Frame, preprocessed: PreprocessedImage) -> npt.NDArray[np.uint8]:
+    """Return the image (H, W, 3) whose pixels `source_from_network` refers to."""
+    if preprocessed.pixel_map is None:
         return frame.image
-    rows, columns = fitted.pixel_map
+    rows, columns = preprocessed.pixel_map
     return cv2.remap(frame.image, columns, rows, cv2.INTER_LINEAR)  # type: ignore[return-value]

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from vggt_ros.io.images import read_image
-from vggt_ros.offline.export import UNTRAINED, ExportOptions, build_cloud
-from vggt_ros.offline.joined_map import JoinedMap, MapFrame, join_map
-from vggt_ros.offline.record import load_record, record_files
-from vggt_ros.offline.run import ABOUT, partial_folder
+from vggt_ros.offline.assembled_map import AssembledMap, MapFrame, assemble_map
+from vggt_ros.offline.export import UNTRAINED_WARNING, ExportOptions, build_cloud
+from vggt_ros.offline.folder_files import has_file
+from vggt_ros.offline.frame_images import image_name, read_frame_image
+from vggt_ros.offline.run import partial_folder, read_description
+from vggt_ros.offline.window_record import list_records, read_record
 from vggt_ros.viewer.read_scene import read_when_changed
 from vggt_ros.viewer.scene import (
     MOST_CAMERAS,
@@ -44,28 +44,28 @@ def read_growing(folder: Path) -> Callable[[], ViewerScene | None]:
         nonlocal seen
         if folder.exists():
             return finished()
-        files = record_files(partial)
-        if len(files) <= seen * _GROWTH:
+        names = list_records(partial)
+        if len(names) <= seen * _GROWTH:
             return None
-        seen = len(files)
+        seen = len(names)
         try:
-            return _put_together(partial, files, known)
+            return _put_together(partial, names, known)
         except FileNotFoundError:  # it has been finished meanwhile
             return None
 
     return read
 
 
-def _put_together(folder: Path, files: list[Path], known: dict[int, SceneCamera]) -> ViewerScene:
-    joined = join_map(folder, load_record(files[-1]).map_id)
-    cloud = build_cloud(joined, ExportOptions(most_points=MOST_POINTS))
-    about = json.loads((folder / ABOUT).read_text())
-    step = max(-(-len(joined.frames) // MOST_CAMERAS), 1)
-    cameras = tuple(_see(folder, joined, frame, known) for frame in joined.frames[::step])
+def _put_together(folder: Path, names: list[str], known: dict[int, SceneCamera]) -> ViewerScene:
+    assembled = assemble_map(folder, read_record(folder, names[-1]).map_id)
+    cloud = build_cloud(assembled, ExportOptions(max_points=MOST_POINTS))
+    about = read_description(folder)
+    step = max(-(-len(assembled.frames) // MOST_CAMERAS), 1)
+    cameras = tuple(_see(folder, assembled, frame, known) for frame in assembled.frames[::step])
     return ViewerScene(
-        title=f'{about["source"]}: {len(joined.frames)} frames so far',
-        warning='' if about['model_trained'] else UNTRAINED,
-        unit=joined.unit,
+        title=f'{about["source"]}: {len(assembled.frames)} frames so far',
+        warning='' if about['model_trained'] else UNTRAINED_WARNING,
+        unit=assembled.unit,
         cameras=cameras,
         xyz=cloud.xyz,
         rgb=cloud.rgb,
@@ -75,15 +75,15 @@ def _put_together(folder: Path, files: list[Path], known: dict[int, SceneCamera]
 
 
 def _see(
-    folder: Path, joined: JoinedMap, frame: MapFrame, known: dict[int, SceneCamera]
+    folder: Path, assembled: AssembledMap, frame: MapFrame, known: dict[int, SceneCamera]
 ) -> SceneCamera:
     """Show a frame; its picture is read once."""
-    if frame.number not in known:
-        path = folder / 'images' / f'{frame.number:06d}.jpg'
-        none = np.full((*joined.source_size, 3), NO_PICTURE, np.uint8)
-        picture = read_image(path) if path.exists() else none
+    if frame.frame_id not in known:
+        none = np.full((*assembled.source_size, 3), NO_PICTURE, np.uint8)
+        kept = has_file(folder, image_name(frame.frame_id))
+        picture = read_frame_image(folder, frame.frame_id) if kept else none
         small, intrinsics = make_thumbnail(picture, frame.intrinsics)
-        known[frame.number] = SceneCamera(
+        known[frame.frame_id] = SceneCamera(
             frame.stamp_ns, frame.world_from_camera, intrinsics, small
         )
-    return replace(known[frame.number], world_from_camera=frame.world_from_camera)
+    return replace(known[frame.frame_id], world_from_camera=frame.world_from_camera)
