@@ -111,7 +111,7 @@ def test_a_later_report_updates_poses_and_warnings():
     live.add_window(later)
     scene = live.snapshot_if_changed()
     assert [camera.world_from_camera[0, 3] for camera in scene.cameras] == [1, 2.5, 3]
-    assert 'untrained' in scene.warning and 'too few points' in scene.warning
+    assert 'UNTRAINED' in scene.warning and 'too few points' in scene.warning
     assert scene.unit == 'm'
 
 

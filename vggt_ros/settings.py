@@ -18,6 +18,9 @@ T = TypeVar('T', bool, int, float, str)
 
 PATCH_SIZE = 14  # pixels, of the patch encoder; image sides are multiples of it
 
+# Shown wherever results of random weights are.
+UNTRAINED_WARNING = 'the network is UNTRAINED: the pipeline runs, but its geometry is meaningless'
+
 
 def setting(
     default: T,

@@ -34,7 +34,7 @@ from vggt_ros.model.kernels import (
 from vggt_ros.model.packed_linear import pack_linear_layers
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import frame_descriptors
-from vggt_ros.settings import ModelSettings, Settings
+from vggt_ros.settings import UNTRAINED_WARNING, ModelSettings, Settings
 
 UNTRAINED, EMBEDDED = 'untrained', 'embedded'  # checkpoints that are no files
 
@@ -309,9 +309,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
         network.attention,
     )
     if not trained:
-        logger.warning(
-            'the network is UNTRAINED: it shows that the pipeline runs, its geometry means nothing'
-        )
+        logger.warning(UNTRAINED_WARNING)
     return network
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from vggt_ros.frames.frame import Calibration, Frame
 from vggt_ros.geometry.transform_tree import TransformTree
+from vggt_ros.io import names
 from vggt_ros.io.bag import ODOMETRY, TRANSFORMS, Bag, add_transforms, decode_colour
 from vggt_ros.io.message_reading import ImageError, ns_from_time, read_calibration
 from vggt_ros.io.scale_messages import LARGEST_GAP, MEMORY, ScaleMessages
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 class BagFrames:
     """The images of one topic; see `FrameSource`."""
 
-    def __init__(self, path: Path, image_topic: str = '', odom_frame: str = 'odom') -> None:
+    def __init__(
+        self, path: Path, image_topic: str = '', odom_frame: str = names.ODOM_FRAME
+    ) -> None:
         """
         Find the topics.
 
@@ -139,6 +142,5 @@ class BagFrames:
             logger.warning('%s: %s', self.name, text)
 
     def _info_topic(self) -> str:
-        """Name the topic of the calibration: beside the images, as image_transport has it."""
-        base = self._topic.removesuffix('/compressed').rpartition('/')[0]
-        return f'{base}/camera_info'
+        """Name the topic of the calibration."""
+        return names.camera_info_topic(self._topic.removesuffix(names.compressed_topic('')))

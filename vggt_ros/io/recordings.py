@@ -8,6 +8,7 @@ from pathlib import Path
 from vggt_ros.io.euroc import EurocRecording
 from vggt_ros.io.folder_frames import FolderFrames
 from vggt_ros.io.frame_source import IMAGE_RATE, FrameSource
+from vggt_ros.io.names import ODOM_FRAME
 from vggt_ros.io.rgbd import RgbdRecording
 from vggt_ros.io.seven_scenes import SevenScenesRecording
 from vggt_ros.io.tum_rgbd import TumRecording
@@ -18,7 +19,7 @@ _VIDEO_SUFFIXES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mp
 
 
 def open_frames(
-    where: str, image_topic: str = '', rate: float = IMAGE_RATE, odom_frame: str = 'odom'
+    where: str, image_topic: str = '', rate: float = IMAGE_RATE, odom_frame: str = ODOM_FRAME
 ) -> FrameSource:
     """
     Open a bag, a video, a folder of images or a pattern such as `shots/*.png`.

@@ -33,9 +33,9 @@ from vggt_ros.offline.folder_files import file_writer, has_file, read_file, writ
 from vggt_ros.offline.frame_images import depth_name, image_name, read_frame_depth
 from vggt_ros.offline.refine import refine_map
 from vggt_ros.offline.voxel_grid import VoxelCloud, VoxelGrid
+from vggt_ros.settings import UNTRAINED_WARNING
 
 _DESCRIPTION = 'reconstruction.json'
-UNTRAINED_WARNING = 'the network is UNTRAINED: the pipeline runs, but its geometry is meaningless'
 logger = logging.getLogger(__name__)
 
 _VOXEL = 0.005  # default side, relative to the median distance of the first window's points

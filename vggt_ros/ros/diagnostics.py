@@ -20,6 +20,7 @@ from vggt_ros.inference.network import Network
 from vggt_ros.io.names import DIAGNOSTICS
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.ros.faults import Fault, Faults
+from vggt_ros.settings import UNTRAINED_WARNING
 
 _MAX_AGE = 5.0  # s without an image or a measurement of the scale, until a warning
 _MEBIBYTE = 1024 * 1024
@@ -122,7 +123,7 @@ class Diagnostics:
         if publishers > 1:
             warnings.append(f'{publishers} publishers of images, expected one')
         if not self._network.trained:
-            warnings.append('the network is untrained: the geometry is meaningless')
+            warnings.append(UNTRAINED_WARNING)
         if output and not output.update.metric.valid:
             warnings.append('the metric scale is unknown: lengths are not metres')
         if output and output.update.metric.age > _MAX_AGE:

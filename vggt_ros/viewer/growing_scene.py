@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from vggt_ros.offline.assembled_map import AssembledMap, MapFrame, assemble_map
-from vggt_ros.offline.export import UNTRAINED_WARNING, ExportOptions, build_cloud
+from vggt_ros.offline.export import ExportOptions, build_cloud
 from vggt_ros.offline.folder_files import has_file
 from vggt_ros.offline.frame_images import image_name, read_frame_image
 from vggt_ros.offline.run import partial_folder, read_description
 from vggt_ros.offline.window_record import list_records, read_record
+from vggt_ros.settings import UNTRAINED_WARNING
 from vggt_ros.viewer.read_scene import read_when_changed
 from vggt_ros.viewer.scene import (
     MOST_CAMERAS,

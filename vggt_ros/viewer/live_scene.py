@@ -34,6 +34,7 @@ from vggt_ros.io.message_reading import (
 )
 from vggt_ros.msg import WindowReport
 from vggt_ros.ros.qos import make_qos
+from vggt_ros.settings import UNTRAINED_WARNING
 from vggt_ros.viewer.scene import (
     MOST_CAMERAS,
     MOST_POINTS,
@@ -216,7 +217,7 @@ def _crop_thumbnail(
 def _describe_problems(report: WindowReport) -> str:
     problems = []
     if not report.model_trained:
-        problems.append('the network is untrained: its geometry is meaningless')
+        problems.append(UNTRAINED_WARNING)
     if not report.registered:
         problems.append(f'the latest window is not registered: {report.rejection_reason}')
     return '; '.join(problems)

@@ -47,14 +47,12 @@ from vggt_ros.lab.benchmarks.timing import TopicTiming, timing_table
 from vggt_ros.lab.evaluation.plots import RunPicture, draw_run
 from vggt_ros.lab.evaluation.trajectory import PathErrors, compare_paths
 from vggt_ros.msg import WindowReport
+from vggt_ros.settings import UNTRAINED_WARNING
 
 Poses = npt.NDArray[np.float64]  # (4, 4) or (S, 4, 4), world_from_camera
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 Points = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]  # positions and colours, (N, 3)
 
-UNTRAINED = (
-    'geometry is from an UNTRAINED network: the figure shows the pipeline, not a reconstruction'
-)
 MAX_IMAGES = 200  # kept until the depth of one comes, seconds later
 MAX_POINTS = 200_000
 Z_UP_FROM_OPTICAL = Sim3(rotation=np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]))
@@ -251,7 +249,7 @@ def report(recorder: Recorder, output: Path) -> None:
         f'{len(recording.reports)} window(s) of {len(newest.stamps)} frames through '
         f'{newest.model}: {len(times)} cameras in the largest of {len(recording.maps)} map(s)'
     )
-    warning = '' if newest.model_trained else UNTRAINED
+    warning = '' if newest.model_trained else UNTRAINED_WARNING
     truth = [recording.truth[when] for when in sorted(recording.truth)]
     run = RunPicture(
         title=f'vggt_ros: {title}',
