@@ -41,6 +41,7 @@ from vggt_ros.lab.training.samples import Sample, Source
 from vggt_ros.model import VGGT
 from vggt_ros.model.attention import eager_attention, use_attention
 from vggt_ros.model.block import Block
+from vggt_ros.model.vggt import ALL_HEADS
 
 PARTS = ('aggregator', 'camera_head', 'depth_head', 'point_head', 'track_head')
 LAST, BEST, CONFIG = 'last.pt', 'best.pt', 'config.json'  # files of a run
