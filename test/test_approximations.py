@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vggt_ros.cli import approximations
 from vggt_ros.inference.network import VGGTNetwork, load_network
 from vggt_ros.inference.warm_up import Load, make_noise_windows
-from vggt_ros.model.attention import explicit_attention, use_attention
+from vggt_ros.model.attention import eager_attention, use_attention
 from vggt_ros.model.prediction import HEADS
 from vggt_ros.settings import ModelSettings
 
@@ -62,7 +62,7 @@ def test_frame_rounds_save_operations() -> None:
     for rounds in (0, 2):
         network = load(frame_only_blocks=rounds)
         network.model.requires_grad_(False)
-        use_attention(network.model, explicit_attention)  # torch does not count the fused one
+        use_attention(network.model, eager_attention)  # torch does not count the fused one
         with FlopCounterMode(display=False) as counter:
             network(BATCH, HEADS)
         counts.append(counter.get_total_flops())

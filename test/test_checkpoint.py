@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints load completely or not at all, and say in one sentence why not."""
+"""Checkpoints load completely or not at all, with a one-sentence error message."""
 
 import sys
 
@@ -24,19 +24,19 @@ def model():
     return VGGT(TINY)
 
 
-def assert_refused(model, checkpoint, *parts, chained=False):
+def assert_rejected(model, checkpoint, *parts, chained=False):
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as caught:
         load_checkpoint(model, checkpoint)
-    message = str(refused.value)
+    message = str(caught.value)
     assert '\n' not in message
     assert all(part in message for part in parts), message
-    assert (refused.value.__cause__ is not None) == chained
+    assert (caught.value.__cause__ is not None) == chained
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize('name', ['w.pt', 'w.safetensors'])
-def test_both_kinds_of_file_fill_every_parameter(model, weights, tmp_path, name):
+def test_both_file_formats_load_every_parameter(model, weights, tmp_path, name):
     path = tmp_path / name
     save_file(weights, path) if name.endswith('safetensors') else torch.save(weights, path)
     loaded = load_checkpoint(model, str(path))
@@ -59,7 +59,7 @@ def test_files_of_the_old_torch_format_load(model, weights, tmp_path):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_weights_stored_in_half_precision_become_those_of_the_parameters(
+def test_half_precision_weights_are_converted_to_the_dtype_of_the_parameters(
     model, weights, tmp_path, dtype
 ):
     halves = {key: value.to(dtype) for key, value in weights.items()}
@@ -83,7 +83,7 @@ def test_a_network_is_built_from_a_checkpoint_without_random_weights(
     assert [p for p in model.parameters() if not p.requires_grad] == [mask]
 
 
-def test_a_network_without_memory_is_refused(weights, tmp_path):
+def test_a_network_on_the_meta_device_is_rejected(weights, tmp_path):
     save_file(weights, tmp_path / 'w.safetensors')
     with torch.device('meta'):
         model = VGGT(TINY)
@@ -91,18 +91,18 @@ def test_a_network_without_memory_is_refused(weights, tmp_path):
         load_checkpoint(model, tmp_path / 'w.safetensors')
 
 
-def test_missing_surplus_and_misshapen_keys_are_listed(model, weights, tmp_path):
+def test_missing_unexpected_and_misshapen_keys_are_listed(model, weights, tmp_path):
     wrong = dict(weights)
     for index in range(12):
         wrong[f'extra.{index}'] = torch.zeros(1)
     del wrong['camera_head.empty_pose_tokens']
     wrong['aggregator.camera_token'] = torch.zeros(1, 2, 1, 31)
     save_file(wrong, tmp_path / 'w.safetensors')
-    assert_refused(
+    assert_rejected(
         model,
         tmp_path / 'w.safetensors',
         '1 missing (camera_head.empty_pose_tokens)',
-        '12 surplus (extra.0, ',
+        '12 unexpected (extra.0, ',
         'and 2 more',
         '1 misshapen (aggregator.camera_token (1, 2, 1, 31) instead of (1, 2, 1, 32))',
     )
@@ -110,12 +110,12 @@ def test_missing_surplus_and_misshapen_keys_are_listed(model, weights, tmp_path)
 
 @pytest.mark.parametrize('name', ['w.pt', 'w.safetensors'])
 @pytest.mark.parametrize('share', [0.001, 0.5, 0.999])
-def test_a_truncated_file_is_refused(model, weights, tmp_path, name, share):
+def test_a_truncated_file_is_rejected(model, weights, tmp_path, name, share):
     path = tmp_path / name
     save_file(weights, path) if name.endswith('safetensors') else torch.save(weights, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert_refused(model, path, 'damaged or no checkpoint', chained=True)
+    assert_rejected(model, path, 'corrupt or not a checkpoint', chained=True)
 
 
 @pytest.mark.parametrize('name', ['w.pt', 'w.safetensors'])
@@ -124,74 +124,76 @@ def test_a_truncated_file_is_refused(model, weights, tmp_path, name, share):
     [b'\0' * 5000, b'<html>404</html>', bytes(range(256)) * 40],
     ids=['zeros', 'html', 'noise'],
 )
-def test_a_file_of_another_kind_is_refused(model, tmp_path, name, content):
+def test_a_file_of_another_format_is_rejected(model, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert_refused(model, tmp_path / name, 'damaged or no checkpoint', chained=True)
+    assert_rejected(model, tmp_path / name, 'corrupt or not a checkpoint', chained=True)
 
 
-def test_a_file_under_the_other_formats_name_is_refused(model, weights, tmp_path):
+def test_a_file_with_the_suffix_of_the_other_format_is_rejected(model, weights, tmp_path):
     save_file(weights, tmp_path / 'w.pt')
     torch.save(weights, tmp_path / 'w.safetensors')
-    assert_refused(model, tmp_path / 'w.pt', 'damaged or no checkpoint', chained=True)
-    assert_refused(model, tmp_path / 'w.safetensors', 'damaged or no checkpoint', chained=True)
+    assert_rejected(model, tmp_path / 'w.pt', 'corrupt or not a checkpoint', chained=True)
+    assert_rejected(model, tmp_path / 'w.safetensors', 'corrupt or not a checkpoint', chained=True)
 
 
-def test_code_in_a_file_is_not_run(model, tmp_path):
+def test_code_in_a_file_is_not_executed(model, tmp_path):
     class Payload:
         def __reduce__(self):
             return exec, (f'open({str(tmp_path / "ran")!r}, "w")',)
 
     torch.save({'model': Payload()}, tmp_path / 'w.pt')
-    assert_refused(model, tmp_path / 'w.pt', 'damaged or no checkpoint', chained=True)
+    assert_rejected(model, tmp_path / 'w.pt', 'corrupt or not a checkpoint', chained=True)
     assert not (tmp_path / 'ran').exists()
 
 
-def test_paths_that_are_no_file_are_refused(model, tmp_path):
+def test_paths_that_are_not_files_are_rejected(model, tmp_path):
     (tmp_path / 'empty.pt').touch()
     (tmp_path / 'w.onnx').write_bytes(b'x')
-    assert_refused(model, tmp_path / 'empty.pt', 'is empty')
-    assert_refused(model, tmp_path / 'none.safetensors', 'does not exist')
-    assert_refused(model, tmp_path, 'is a directory')
-    assert_refused(model, tmp_path / 'w.onnx', 'neither a file ending in .safetensors')
-    assert_refused(model, 'no such thing', 'neither a file')
+    assert_rejected(model, tmp_path / 'empty.pt', 'is empty')
+    assert_rejected(model, tmp_path / 'none.safetensors', 'does not exist')
+    assert_rejected(model, tmp_path, 'is a directory')
+    assert_rejected(model, tmp_path / 'w.onnx', 'neither a file ending in .safetensors')
+    assert_rejected(model, 'no such thing', 'neither a file')
 
 
 @pytest.mark.parametrize(
     ('content', 'expected'),
     [
-        ([1, 2], 'holds a list; expected tensors by their names'),
-        (torch.zeros(3), 'holds a Tensor; expected'),
-        ({'a': torch.zeros(1), 'b': 'text'}, 'holds b that are no named tensors'),
-        ({3: torch.zeros(1)}, 'holds 3 that are no named tensors'),
+        ([1, 2], 'contains a list; expected a dictionary of tensors'),
+        (torch.zeros(3), 'contains a Tensor; expected'),
+        ({'a': torch.zeros(1), 'b': 'text'}, 'entries that are not named tensors: b'),
+        ({3: torch.zeros(1)}, 'entries that are not named tensors: 3'),
     ],
 )
-def test_content_other_than_named_tensors_is_refused(model, tmp_path, content, expected):
+def test_content_other_than_named_tensors_is_rejected(model, tmp_path, content, expected):
     torch.save(content, tmp_path / 'w.pt')
-    assert_refused(model, tmp_path / 'w.pt', expected)
+    assert_rejected(model, tmp_path / 'w.pt', expected)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_weights_that_are_not_finite_are_refused(model, weights, tmp_path, value):
-    broken = {key: tensor.clone() for key, tensor in weights.items()}
-    broken['depth_head.norm.bias'][3] = value
-    save_file(broken, tmp_path / 'w.safetensors')
-    assert_refused(model, tmp_path / 'w.safetensors', 'NaN or infinity in depth_head.norm.bias')
+def test_weights_that_are_not_finite_are_rejected(model, weights, tmp_path, value):
+    not_finite = {key: tensor.clone() for key, tensor in weights.items()}
+    not_finite['depth_head.norm.bias'][3] = value
+    save_file(not_finite, tmp_path / 'w.safetensors')
+    assert_rejected(model, tmp_path / 'w.safetensors', 'NaN or infinity in depth_head.norm.bias')
 
 
-def test_integer_weights_are_refused(model, weights, tmp_path):
+def test_integer_weights_are_rejected(model, weights, tmp_path):
     wrong = {**weights, 'depth_head.norm.bias': torch.zeros(64, dtype=torch.int32)}
     save_file(wrong, tmp_path / 'w.safetensors')
-    assert_refused(model, tmp_path / 'w.safetensors', 'depth_head.norm.bias torch.int32')
+    assert_rejected(model, tmp_path / 'w.safetensors', 'depth_head.norm.bias torch.int32')
 
 
-def test_an_unreachable_hub_is_one_sentence(model, monkeypatch):
+def test_an_unreachable_hub_gives_one_sentence(model, monkeypatch):
     constants = pytest.importorskip('huggingface_hub.constants')
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    assert_refused(
-        model, 'nobody/no-such-model', 'could not be fetched from the hub', chained=True
+    assert_rejected(
+        model, 'nobody/no-such-model', 'could not be downloaded from the hub', chained=True
     )
 
 
-def test_a_missing_hub_client_is_one_sentence(model, monkeypatch):
+def test_a_missing_hub_client_gives_one_sentence(model, monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    assert_refused(model, 'facebook/VGGT-1B', 'huggingface_hub is not installed', chained=True)
+    assert_rejected(
+        model, 'facebook/VGGT-1B', 'needs huggingface_hub, which is not installed', chained=True
+    )

@@ -67,13 +67,13 @@ def test_facts_that_are_not_understood_are_refused(folder):
 def test_weights_beyond_float16_are_refused(tiny, tmp_path):
     with torch.no_grad():
         tiny.camera_head.trunk_norm.weight[0] = 1e6
-    with pytest.raises(ValueError, match=r'trunk_norm.*beyond float16'):
+    with pytest.raises(ValueError, match=r'trunk_norm.*outside the range of float16'):
         write_embedded(tiny, 84, '', '', tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_too_large_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, 'LARGEST', 1000)
+    monkeypatch.setattr(embedded, 'MAX_BYTES', 1000)
     with pytest.raises(ValueError, match='at most 1000'):
         write_embedded(tiny, 84, '', '', tmp_path)
 
@@ -81,7 +81,7 @@ def test_weights_that_are_too_large_are_refused(tiny, tmp_path, monkeypatch):
 def test_the_weights_of_the_package_are_whole_and_know_a_room():
     """Untrained weights are off by the mean depth; a moderate bound tells trained ones."""
     path, about = find_embedded()
-    assert path.stat().st_size < embedded.LARGEST
+    assert path.stat().st_size < embedded.MAX_BYTES
     network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
     source = SyntheticSource('test', 11, 56, about.image_width, queries=4)
     found = evaluate_windows(network, source, windows=12, frames=4, learnt_from=20)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry by its laws, near the identity and far from it, in both float types."""
+"""Laws of geometry, near the identity and far from it, in float32 and float64."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parents[2] / 'shared' / 'vggt' / 'golden_public' / 'geom
 
 
 def random_quaternions(count: int, dtype: torch.dtype) -> torch.Tensor:
-    """Unit quaternions with w >= 0: anywhere, nearly the identity, nearly half turns."""
+    """Unit quaternions with w >= 0: random, near the identity, near 180 degrees."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, count, 4, generator=generator, dtype=torch.float64)
     q[1, :, :3] *= 1e-5
@@ -41,17 +41,17 @@ def random_quaternions(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(('dtype', 'limit'), FLOATS)
-def test_quaternion_survives_the_way_through_a_matrix(dtype: torch.dtype, limit: float) -> None:
+def test_quaternions_round_trip_through_matrices(dtype: torch.dtype, limit: float) -> None:
     q = random_quaternions(200, dtype)
     back = quaternion_from_matrix(matrix_from_quaternion(q))
-    # a half turn has two quaternions of opposite sign
+    # a rotation by 180 degrees has two quaternions of opposite sign
     error = torch.minimum((back - q).abs().amax(-1), (back + q).abs().amax(-1))
     assert error.max() < limit
     assert (back[:, 3] >= 0).all()
 
 
 @pytest.mark.parametrize(('dtype', 'limit'), FLOATS)
-def test_length_of_a_quaternion_does_not_matter(dtype: torch.dtype, limit: float) -> None:
+def test_the_norm_of_a_quaternion_does_not_matter(dtype: torch.dtype, limit: float) -> None:
     q = random_quaternions(50, dtype)
     matrix = matrix_from_quaternion(7 * q)
     assert (matrix - matrix_from_quaternion(q)).abs().max() < limit
@@ -60,28 +60,28 @@ def test_length_of_a_quaternion_does_not_matter(dtype: torch.dtype, limit: float
     assert torch.linalg.det(matrix).sub(1).abs().max() < limit
 
 
-def test_matrix_of_a_quarter_turn_about_z() -> None:
+def test_matrix_of_a_rotation_by_90_degrees_about_z() -> None:
     half = 0.5**0.5
     matrix = matrix_from_quaternion(torch.tensor([0.0, 0, half, half]))
     expected = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     torch.testing.assert_close(matrix, expected, atol=1e-6, rtol=0)
 
 
-def test_angle_is_accurate_for_tiny_and_for_half_turns() -> None:
+def test_angle_is_accurate_near_0_and_near_180_degrees() -> None:
     angles = torch.tensor([0.0, 1e-9, 1e-4, 1.0, 3.1415, torch.pi], dtype=torch.float64)
     q = torch.stack([torch.sin(angles / 2), 0 * angles, 0 * angles, torch.cos(angles / 2)], -1)
     torch.testing.assert_close(rotation_angle(matrix_from_quaternion(q)), angles)
 
 
-def test_nearest_rotation_leaves_rotations_alone_and_mends_reflections() -> None:
+def test_nearest_rotation_keeps_rotations_and_corrects_reflections() -> None:
     rotation = matrix_from_quaternion(random_quaternions(20, torch.float64))
     torch.testing.assert_close(nearest_rotation(rotation), rotation, atol=1e-12, rtol=0)
-    mended = nearest_rotation(rotation @ torch.diag(torch.tensor([1.0, 1, -0.1]).double()))
-    torch.testing.assert_close(torch.linalg.det(mended), torch.ones(60).double())
+    corrected = nearest_rotation(rotation @ torch.diag(torch.tensor([1.0, 1, -0.1]).double()))
+    torch.testing.assert_close(torch.linalg.det(corrected), torch.ones(60).double())
 
 
 @pytest.mark.parametrize(('dtype', 'limit'), FLOATS)
-def test_inverse_of_a_rigid_transform_undoes_it(dtype: torch.dtype, limit: float) -> None:
+def test_rigid_transform_and_inverse_give_the_identity(dtype: torch.dtype, limit: float) -> None:
     pose = torch.eye(4, dtype=dtype).repeat(60, 1, 1)
     pose[:, :3, :3] = matrix_from_quaternion(random_quaternions(20, dtype))
     pose[:, :3, 3] = torch.randn(60, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -90,7 +90,7 @@ def test_inverse_of_a_rigid_transform_undoes_it(dtype: torch.dtype, limit: float
         assert (product - torch.eye(4, dtype=dtype)).abs().max() < 10 * limit
 
 
-def test_encoded_camera_is_decoded_to_itself() -> None:
+def test_cameras_round_trip_through_pose_encodings() -> None:
     rotation = matrix_from_quaternion(random_quaternions(10, torch.float64))
     camera = torch.cat([rotation, torch.ones(30, 3, 1).double()], -1)
     intrinsics = torch.tensor([[300.0, 0, 112], [0, 280, 84], [0, 0, 1]]).double().repeat(30, 1, 1)
@@ -138,18 +138,18 @@ def test_similarities_form_a_group_that_acts_on_points() -> None:
     np.testing.assert_allclose(a.matrix()[:3, :3] @ points[0] + a.translation, a.apply(points[0]))
 
 
-def test_a_placed_pose_keeps_unit_axes_and_moves_its_points_along() -> None:
+def test_a_transformed_pose_stays_orthonormal_and_moves_its_points() -> None:
     map_from_window = random_sim3(5)
     pose = _some_pose().numpy()
-    placed = map_from_window.transform_poses(pose[None])[0]
-    np.testing.assert_allclose(placed[:3, :3] @ placed[:3, :3].T, np.eye(3), atol=1e-12)
+    transformed = map_from_window.transform_poses(pose[None])[0]
+    np.testing.assert_allclose(transformed[:3, :3] @ transformed[:3, :3].T, np.eye(3), atol=1e-12)
     point = np.array([0.3, -0.2, 1.5])
     through_window = map_from_window.apply(pose[:3, :3] @ point + pose[:3, 3])
-    through_camera = placed[:3, :3] @ (map_from_window.scale * point) + placed[:3, 3]
+    through_camera = transformed[:3, :3] @ (map_from_window.scale * point) + transformed[:3, 3]
     np.testing.assert_allclose(through_camera, through_window)
 
 
-def test_similarity_without_size_is_refused() -> None:
+def test_similarity_transform_without_positive_scale_is_rejected() -> None:
     for scale in (0.0, -1.0, float('nan')):
         with pytest.raises(ValueError, match='expected more than 0'):
             Sim3(scale)
@@ -174,7 +174,7 @@ def test_geometry_equals_the_reference() -> None:
     _close(world, golden['unproject.points_f64'])
     pixels, seen = project(golden['project.points'], extrinsic, intrinsic)
     _close(seen.transpose(1, 2), golden['project.cam'])
-    # a pixel is as exact as its depth is far from 0: compare before the division
+    # the error of a pixel grows as its depth approaches 0: compare before the division
     depth, golden_depth = seen[..., 2:], golden['project.cam'].transpose(1, 2)[..., 2:]
     _close(pixels * depth / 100, golden['project.uv'] * golden_depth / 100)
 

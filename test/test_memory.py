@@ -75,7 +75,7 @@ def test_tensors_are_counted_while_they_live() -> None:
 )
 def test_the_memory_of_a_window_is_predicted(config: VGGTConfig, load: Load, at_once: int) -> None:
     model = make(config)
-    model.depth_head.frames_at_once = at_once
+    model.depth_head.frames_chunk_size = at_once
     predicted, measured = predict_peak(model, load, at_once), measured_peak(model, load)
     weights = weight_bytes(model)
     assert abs(predicted - weights - (measured - weights)) <= 0.25 * (measured - weights)
@@ -85,7 +85,7 @@ def test_fewer_frames_at_once_take_less_memory_and_give_the_same_depth() -> None
     model, load = make(SMALL), Load(32, 8, 56, 84)
     peaks, depths = [], []
     for at_once in (32, 8, 1):
-        model.depth_head.frames_at_once = at_once
+        model.depth_head.frames_chunk_size = at_once
         gc.collect()
         peaks.append(measured_peak(model, load) - weight_bytes(model))
         batch = make_noise_windows(load, 1)[0]
@@ -108,16 +108,16 @@ def test_long_inputs_in_parts_give_the_same(
     block.ls2.gamma.fill_(1)
     with torch.inference_mode():
         expected = block(tokens, table)
-        monkeypatch.setattr(block_module, 'MANY_TOKENS', 60)
-        monkeypatch.setattr(block_module, 'PART', 60)
+        monkeypatch.setattr(block_module, 'CHUNK_THRESHOLD', 60)
+        monkeypatch.setattr(block_module, 'CHUNK_TOKENS', 60)
         sizes: list[int] = []
         block.mlp.register_forward_hook(lambda _m, given, _o: sizes.append(given[0].shape[1]))
         found = block(tokens, table)
         assert sizes == ([58, 58, 29] if shape[0] == 1 else [29, 29, 29])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        wanted = SelectedTokens((0,), 29)
-        found = block(tokens, table, wanted)
-    torch.testing.assert_close(found, wanted.take(expected, dim=1), rtol=1e-5, atol=1e-5)
+        selected = SelectedTokens((0,), 29)
+        found = block(tokens, table, selected)
+    torch.testing.assert_close(found, selected.select(expected, dim=1), rtol=1e-5, atol=1e-5)
 
 
 def test_windows_are_fitted_to_a_budget() -> None:
@@ -154,7 +154,7 @@ def test_after_the_memory_ran_out_depth_is_decoded_in_smaller_parts_first(
     limits: list[int] = []
 
     def aggregate(tokens: torch.Tensor, *given: object) -> object:
-        limits.append(head.frames_at_once * tokens.shape[1])
+        limits.append(head.frames_chunk_size * tokens.shape[1])
         if limits[-1] > 2:  # a device on which two frames fit, one at a time
             raise torch.cuda.OutOfMemoryError('the device has no memory left')
         return run(tokens, *given)

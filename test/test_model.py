@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network's structure: shapes, invariances, precision, gradients, refusals.
+"""The structure of the network: shapes, invariances, precision, gradients, errors.
 
-Whether the numbers are the reference's is `test_parity.py`'s question.
+`test_parity.py` compares its numbers with the reference.
 """
 
 import copy
@@ -15,38 +15,38 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_ros.lab.parity.weight_recipe import fill
-from vggt_ros.model import HEADS, VGGT, Prediction, VGGTConfig, store_linear_weights
+from vggt_ros.model import ALL_HEADS, VGGT, Prediction, VGGTConfig, cast_linear_weights
 from vggt_ros.model.attention import (
     CrossAttention,
     Rope,
     SelfAttention,
-    explicit_attention,
+    eager_attention,
     fused_attention,
     patch_positions,
     rope_table,
     use_attention,
 )
-from vggt_ros.model.dense_head import FRAMES_AT_ONCE, lay_channels_last
-from vggt_ros.model.kernels import allow_tf32
-from vggt_ros.model.track_head import correlate, correlation_pyramid, sample
+from vggt_ros.model.dpt_head import FRAMES_CHUNK_SIZE, use_channels_last
+from vggt_ros.model.kernels import configure_tf32
+from vggt_ros.model.track_head import correlate, correlation_pyramid, sample_features
 
 TINY = VGGTConfig.tiny()
 
 
 @pytest.fixture(scope='module')
 def model():
-    """A tiny network in which every part matters, and rounding is not magnified."""
+    """A tiny network in which every part has an effect, and rounding errors stay small."""
     network = VGGT(TINY).eval()
     fill(network, 'test')
     return network
 
 
-def images_of(batch=1, frames=3, height=28, width=42, seed=0):
+def make_images(batch=1, frames=3, height=28, width=42, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, frames, 3, height, width, generator=generator)
 
 
-def queries_of(batch=1):
+def make_queries(batch=1):
     return torch.tensor([[[3.0, 4.0], [20.5, 11.25], [41.0, 27.0], [0.0, 0.0]]]).repeat(
         batch, 1, 1
     )
@@ -62,9 +62,9 @@ def assert_same(a: Prediction, b: Prediction, select=lambda value: value, atol=1
 
 
 @pytest.mark.parametrize(('batch', 'frames', 'size'), [(1, 1, (28, 42)), (2, 3, (56, 56))])
-def test_every_head_has_the_promised_shape_and_range(model, batch, frames, size):
+def test_every_head_has_the_documented_shape_and_range(model, batch, frames, size):
     with torch.no_grad():
-        p = model(images_of(batch, frames, *size), queries_of(batch))
+        p = model(make_images(batch, frames, *size), make_queries(batch))
     assert [tuple(pose.shape) for pose in p.pose_encodings] == [(batch, frames, 9)] * 4
     assert p.depth.shape == p.depth_confidence.shape == (batch, frames, *size)
     assert p.points.shape == (batch, frames, *size, 3)
@@ -79,12 +79,12 @@ def test_every_head_has_the_promised_shape_and_range(model, batch, frames, size)
     assert ((p.visibility >= 0) & (p.visibility <= 1)).all()
 
 
-def test_only_the_heads_that_are_asked_for_run(model):
+def test_only_requested_heads_run(model):
     with torch.no_grad():
-        camera = model(images_of(), queries_of(), heads=('camera',))
-        dense = model(images_of(), heads=('depth', 'tracks'))
-        everything = model(images_of())
-        encoded = model.encode(images_of())
+        camera = model(make_images(), make_queries(), heads=('camera',))
+        dense = model(make_images(), heads=('depth', 'tracks'))
+        everything = model(make_images())
+        encoded = model.encode(make_images())
     found = {f.name for f in dataclasses.fields(camera) if getattr(camera, f.name) is not None}
     assert found == {'pose_encodings', 'descriptors'}
     torch.testing.assert_close(camera.descriptors, encoded.mean(2))
@@ -97,44 +97,44 @@ def test_only_the_heads_that_are_asked_for_run(model):
     assert torch.equal(dense.depth, everything.depth)
 
 
-def test_camera_alone_keeps_only_the_last_round(model):
-    assert model.rounds_for(('camera',)) == set()
-    assert model.rounds_for(('camera', 'points')) == set(TINY.dpt.intermediate_layer_idx)
+def test_the_camera_head_alone_reads_no_layer_but_the_last(model):
+    assert model.layers_for(('camera',)) == set()
+    assert model.layers_for(('camera', 'points')) == set(TINY.dpt.intermediate_layer_idx)
 
 
 def test_permuting_the_later_frames_permutes_the_result(model):
-    images, order = images_of(frames=4), [0, 3, 1, 2]
+    images, order = make_images(frames=4), [0, 3, 1, 2]
     with torch.no_grad():
         assert_same(
-            model(images, queries_of()),
-            model(images[:, order], queries_of()),
+            model(images, make_queries()),
+            model(images[:, order], make_queries()),
             lambda value: value[:, order],
             atol=1e-4,
         )
 
 
 def test_the_first_frame_is_special(model):
-    images = images_of(frames=2)
+    images = make_images(frames=2)
     with torch.no_grad():
-        straight, swapped = model(images), model(images.flip(1))
-    assert not torch.allclose(straight.depth, swapped.depth.flip(1), atol=1e-3)
+        original, swapped = model(images), model(images.flip(1))
+    assert not torch.allclose(original.depth, swapped.depth.flip(1), atol=1e-3)
 
 
-def test_scenes_of_a_batch_do_not_see_each_other(model):
-    images = torch.cat((images_of(seed=1), images_of(seed=2)))
+def test_windows_of_a_batch_are_independent(model):
+    images = torch.cat((make_images(seed=1), make_images(seed=2)))
     with torch.no_grad():
-        both = model(images, queries_of(2))
-        assert_same(both, model(images[1:], queries_of()), lambda value: value[1:], atol=1e-4)
+        both = model(images, make_queries(2))
+        assert_same(both, model(images[1:], make_queries()), lambda value: value[1:], atol=1e-4)
 
 
 def test_frame_zero_of_every_track_is_the_query(model):
     with torch.no_grad():
-        p = model(images_of(), queries_of())
-    assert all(torch.equal(tracks[:, 0], queries_of()) for tracks in p.track_iterations)
-    assert not torch.allclose(p.tracks[:, 1], queries_of(), atol=1e-3)
+        p = model(make_images(), make_queries())
+    assert all(torch.equal(tracks[:, 0], make_queries()) for tracks in p.track_iterations)
+    assert not torch.allclose(p.tracks[:, 1], make_queries(), atol=1e-3)
 
 
-def follow(model, maps, queries, frames=None):
+def track(model, maps, queries, frames=None):
     with torch.no_grad():
         tracks, visibility, confidence = model.track_head.tracker(maps, queries, frames)
     return [*tracks, visibility, confidence]
@@ -145,39 +145,39 @@ def feature_maps(frames=4):
     return torch.randn(1, frames, TINY.track.features, 14, 21, generator=generator)
 
 
-def test_queries_are_in_frame_zero_unless_told(model):
+def test_queries_are_in_frame_zero_by_default(model):
     zeros = torch.zeros(1, 4, dtype=torch.int64)
     with torch.no_grad():
-        told = model(images_of(), queries_of(), query_frames=zeros)
-        assert_same(told, model(images_of(), queries_of()), atol=0)
+        explicit = model(make_images(), make_queries(), query_frames=zeros)
+        assert_same(explicit, model(make_images(), make_queries()), atol=0)
 
 
 @pytest.mark.parametrize('frame', [1, 3])
-def test_following_from_another_frame_is_following_with_that_frame_first(model, frame):
+def test_tracking_from_another_frame_equals_tracking_with_that_frame_first(model, frame):
     order = [frame, *(i for i in range(4) if i != frame)]
     frames = torch.full((1, 4), frame)
-    asked = follow(model, feature_maps(), queries_of(), frames)
-    first = follow(model, feature_maps()[:, order], queries_of())
-    for found, expected in zip(asked, first, strict=True):
+    other = track(model, feature_maps(), make_queries(), frames)
+    first = track(model, feature_maps()[:, order], make_queries())
+    for found, expected in zip(other, first, strict=True):
         torch.testing.assert_close(found[:, order], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_each_track_is_its_query_in_the_frame_of_the_query(model):
+def test_each_track_equals_its_query_in_the_query_frame(model):
     frames = torch.tensor([[0, 2, 1, 2]])
     with torch.no_grad():
-        p = model(images_of(), queries_of(), query_frames=frames)
+        p = model(make_images(), make_queries(), query_frames=frames)
     for tracks in p.track_iterations:
         found = tracks[0, frames[0], torch.arange(4)]
-        assert torch.equal(found, queries_of()[0])
-    assert not torch.allclose(p.tracks[:, 0, 1:], queries_of()[:, 1:], atol=1e-3)
+        assert torch.equal(found, make_queries()[0])
+    assert not torch.allclose(p.tracks[:, 0, 1:], make_queries()[:, 1:], atol=1e-3)
 
 
 def test_tracks_of_all_frames_and_depth_of_some(model):
-    images = images_of(frames=4)
+    images = make_images(frames=4)
     with torch.no_grad():
-        whole = model(images, queries_of())
-        rounds = model.aggregate(model.encode(images), (2, 3), model.rounds_for(HEADS))
-        part = model.decode(rounds, (28, 42), queries_of(), dense=[1, 3])
+        whole = model(images, make_queries())
+        tokens = model.aggregate(model.encode(images), (2, 3), model.layers_for(ALL_HEADS))
+        part = model.decode(tokens, (28, 42), make_queries(), dense_frames=[1, 3])
     assert torch.equal(part.tracks, whole.tracks)
     assert torch.equal(part.depth, whole.depth[:, [1, 3]])
     assert torch.equal(part.points, whole.points[:, [1, 3]])
@@ -192,88 +192,88 @@ def test_tracks_of_all_frames_and_depth_of_some(model):
         (torch.tensor([[0, -1, 2, 1]]), 'has -1 to 2; expected 0 to 2'),
     ],
 )
-def test_frames_that_queries_cannot_be_in_are_refused(model, frames, expected):
+def test_invalid_query_frames_are_rejected(model, frames, expected):
     with pytest.raises(ValueError, match=expected):
-        model(images_of(), queries_of(), query_frames=frames)
+        model(make_images(), make_queries(), query_frames=frames)
 
 
-def test_decoding_frames_a_few_at_a_time_is_invisible(model):
-    images = images_of(frames=FRAMES_AT_ONCE + 2)
+def test_decoding_in_chunks_does_not_change_the_result(model):
+    images = make_images(frames=FRAMES_CHUNK_SIZE + 2)
     with torch.no_grad():
-        rounds = model.aggregate(model.encode(images), (2, 3), model.rounds_for(('depth',)))
-        whole = model.decode(rounds, (28, 42), heads=('depth', 'points'))
-        last = {index: kept[:, -3:] for index, kept in rounds.items()}
+        tokens = model.aggregate(model.encode(images), (2, 3), model.layers_for(('depth',)))
+        whole = model.decode(tokens, (28, 42), heads=('depth', 'points'))
+        last = {index: layer[:, -3:] for index, layer in tokens.items()}
         part = model.decode(last, (28, 42), heads=('depth', 'points'))
     assert torch.allclose(whole.depth[:, -3:], part.depth, atol=1e-5)
     assert torch.allclose(whole.points[:, -3:], part.points, atol=1e-5)
 
 
-def test_dense_heads_are_channels_last_all_through_with_the_same_result(model):
-    laid = copy.deepcopy(model)
-    lay_channels_last(laid)
-    met = []
+def test_channels_last_is_preserved_in_the_whole_head_with_the_same_result(model):
+    converted = copy.deepcopy(model)
+    use_channels_last(converted)
+    seen = []
 
-    def note(module, given, made):
-        met.extend((given[0], made, module.weight))
+    def record(module, inputs, output):
+        seen.extend((inputs[0], output, module.weight))
 
-    for module in laid.depth_head.modules():
+    for module in converted.depth_head.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.register_forward_hook(note)
+            module.register_forward_hook(record)
     with torch.inference_mode():
-        images = images_of()
-        assert_same(laid(images, queries_of()), model(images, queries_of()))
-    assert len(met) == 3 * 32
-    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in met)
+        images = make_images()
+        assert_same(converted(images, make_queries()), model(images, make_queries()))
+    assert len(seen) == 3 * 32
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen)
 
 
 @pytest.mark.parametrize('precision', [torch.float32, torch.bfloat16])
-def test_who_asks_for_float32_gets_no_tf32(monkeypatch, precision):
+def test_float32_disables_tf32(monkeypatch, precision):
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', precision == torch.float32)
-    allow_tf32(precision)
+    configure_tf32(precision)
     assert torch.backends.cudnn.allow_tf32 == (precision != torch.float32)
 
 
-def test_frames_may_be_encoded_one_by_one(model):
-    images = images_of()
+def test_frames_can_be_encoded_one_by_one(model):
+    images = make_images()
     with torch.no_grad():
         one_by_one = torch.cat([model.encode(images[:, i : i + 1]) for i in range(3)], dim=1)
-        rounds = model.aggregate(one_by_one, (2, 3), model.rounds_for(('depth',)))
-        ours, whole = model.decode(rounds, (28, 42)), model(images)
+        tokens = model.aggregate(one_by_one, (2, 3), model.layers_for(('depth',)))
+        ours, whole = model.decode(tokens, (28, 42)), model(images)
     assert torch.allclose(ours.depth, whole.depth, atol=1e-5)
     assert torch.allclose(ours.pose_encodings[-1], whole.pose_encodings[-1], atol=1e-5)
 
 
-def test_the_position_code_is_used_as_it_is_at_the_training_size(model):
+def test_the_positional_encoding_is_interpolated_except_at_the_training_size(model):
     encoder = model.aggregator.patch_embed
-    assert encoder.position_code(4, 4) is encoder.pos_embed
-    assert encoder.position_code(2, 8).shape == encoder.pos_embed.shape
-    assert not torch.equal(encoder.position_code(2, 8), encoder.pos_embed)
+    assert encoder.pos_encoding(4, 4) is encoder.pos_embed
+    assert encoder.pos_encoding(2, 8).shape == encoder.pos_embed.shape
+    assert not torch.equal(encoder.pos_encoding(2, 8), encoder.pos_embed)
 
 
 @pytest.mark.parametrize('backend', ['MATH', 'FLASH_ATTENTION'])
-def test_every_attention_kernel_agrees_with_the_explicit_one(backend):
+def test_every_attention_backend_agrees_with_eager_attention(backend):
     torch.manual_seed(0)
     q = torch.randn(2, 4, 10, 16)
     k, v = torch.randn(2, 2, 4, 15, 16).unbind(0)
-    expected = explicit_attention(q.double(), k.double(), v.double())
+    expected = eager_attention(q.double(), k.double(), v.double())
     with sdpa_kernel(getattr(SDPBackend, backend)):
         found = fused_attention(q, k, v)
     assert torch.allclose(found.double(), expected, atol=1e-6)
 
 
-def test_the_whole_network_agrees_with_explicit_attention(model):
+def test_the_whole_network_agrees_with_eager_attention(model):
     used = [m for m in model.modules() if isinstance(m, (SelfAttention, CrossAttention))]
     try:
         with torch.no_grad():
-            fused = model(images_of(), queries_of())
-            use_attention(model, explicit_attention)
-            assert all(module.attend is explicit_attention for module in used)
-            assert_same(fused, model(images_of(), queries_of()), atol=1e-4)
+            fused = model(make_images(), make_queries())
+            use_attention(model, eager_attention)
+            assert all(module.attend is eager_attention for module in used)
+            assert_same(fused, model(make_images(), make_queries()), atol=1e-4)
     finally:
         use_attention(model, fused_attention)
 
 
-def test_rotation_makes_products_depend_on_the_offset_only():
+def test_rope_makes_products_depend_on_the_offset_only():
     torch.manual_seed(0)
     table = rope_table(patch_positions(5, 6, 1, torch.device('cpu')), 16, 100)
     q = Rope()(torch.randn(1, 1, 1, 16).expand(-1, -1, 31, -1), table)
@@ -292,16 +292,16 @@ def test_special_tokens_are_not_rotated():
     assert torch.allclose(rotated.norm(dim=-1), tokens.norm(dim=-1), atol=1e-5)
 
 
-def test_tables_are_made_once_per_resolution_and_are_no_part_of_the_checkpoint():
+def test_tables_are_computed_once_per_resolution_and_are_not_in_the_checkpoint():
     network = VGGT(TINY).eval()
     keys = set(network.state_dict())
     with torch.inference_mode():
-        network(images_of(), heads=('depth',))
-        codes = dict(network.depth_head._codes)
+        network(make_images(), heads=('depth',))
+        embeddings = dict(network.depth_head.tables)
         table = network.aggregator.rope_table((2, 3), torch.device('cpu'))
-        network(images_of(seed=1), heads=('depth',))
+        network(make_images(seed=1), heads=('depth',))
     assert network.aggregator.rope_table((2, 3), torch.device('cpu')) is table
-    assert network.depth_head._codes == codes
+    assert embeddings and network.depth_head.tables == embeddings
     assert set(network.state_dict()) == keys
     assert keys == {name for name, _ in network.named_parameters()}
 
@@ -310,8 +310,8 @@ def test_training_after_inference_reaches_every_parameter_but_the_unused_mask_to
     torch.manual_seed(0)
     network = VGGT(TINY)
     with torch.inference_mode():
-        network(images_of(), queries_of())
-    p = network.train()(images_of(), queries_of())
+        network(make_images(), make_queries())
+    p = network.train()(make_images(), make_queries())
     terms = [*p.pose_encodings, p.depth, p.depth_confidence, p.points, p.points_confidence]
     terms += [*p.track_iterations, p.visibility, p.track_confidence]
     sum(term.square().mean() for term in terms).backward()
@@ -323,14 +323,14 @@ def test_training_after_inference_reaches_every_parameter_but_the_unused_mask_to
 def test_stored_bfloat16_weights_change_nothing_under_autocast(model):
     stored = VGGT(TINY).eval()
     stored.load_state_dict(model.state_dict())
-    store_linear_weights(stored, torch.bfloat16)
+    cast_linear_weights(stored, torch.bfloat16)
     with torch.no_grad():
         model.autocast_dtype = torch.bfloat16
         try:
-            expected = model(images_of(), queries_of())
+            expected = model(make_images(), make_queries())
         finally:
             model.autocast_dtype = None
-        found, exact = stored(images_of(), queries_of()), model(images_of(), queries_of())
+        found, exact = stored(make_images(), make_queries()), model(make_images(), make_queries())
     assert torch.equal(found.depth, expected.depth)
     assert torch.equal(found.tracks, expected.tracks)
     assert torch.equal(found.pose_encodings[-1], expected.pose_encodings[-1])
@@ -351,7 +351,7 @@ def test_heads_ignore_the_autocast_of_the_caller(model):
         lambda _module, _args, output: seen.append(output.dtype)
     )
     with hook, torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
-        model(images_of(), heads=('depth',))
+        model(make_images(), heads=('depth',))
     assert seen == [torch.float32]
 
 
@@ -367,18 +367,23 @@ def test_correlation_is_the_sampled_correlation_map():
     for frame in range(2):
         for point in range(3):
             window = [(dx, dy) for dx in (-1.0, 0.0, 1.0) for dy in (-1.0, 0.0, 1.0)]
-            places = coords[0, frame, point] / 2 + torch.tensor(window)
-            expected = sample(products[frame, point][None, None], places[None], 'zeros')[0, :, 0]
+            positions = coords[0, frame, point] / 2 + torch.tensor(window)
+            correlation_map = products[frame, point][None, None]
+            expected = sample_features(correlation_map, positions[None], 'zeros')[0, :, 0]
             assert torch.allclose(found[0, frame, point, 9:18], expected, atol=1e-5)
 
 
-def test_sampling_interpolates_pads_and_hits_a_single_pixel_from_anywhere():
+def test_sampling_interpolates_and_pads_and_always_hits_a_single_pixel():
     ramp = torch.arange(12.0).reshape(1, 1, 3, 4)
     points = torch.tensor([[[1.0, 2.0], [0.5, 0.5], [-3.0, 0.0], [9.0, 9.0]]])
-    assert sample(ramp, points, 'zeros')[0, :, 0].tolist() == pytest.approx([9.0, 2.5, 0.0, 0.0])
-    assert sample(ramp, points, 'border')[0, :, 0].tolist() == pytest.approx([9.0, 2.5, 0.0, 11.0])
+    assert sample_features(ramp, points, 'zeros')[0, :, 0].tolist() == pytest.approx(
+        [9.0, 2.5, 0.0, 0.0]
+    )
+    assert sample_features(ramp, points, 'border')[0, :, 0].tolist() == pytest.approx(
+        [9.0, 2.5, 0.0, 11.0]
+    )
     single = torch.full((1, 1, 1, 1), 7.0)
-    assert sample(single, points, 'zeros')[0, :, 0].tolist() == [7.0] * 4
+    assert sample_features(single, points, 'zeros')[0, :, 0].tolist() == [7.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -391,7 +396,7 @@ def test_sampling_interpolates_pads_and_hits_a_single_pixel_from_anywhere():
         (torch.zeros(1, 0, 3, 28, 28), 'no empty axis'),
     ],
 )
-def test_images_of_a_wrong_kind_are_refused(model, images, expected):
+def test_invalid_images_are_rejected(model, images, expected):
     with pytest.raises(ValueError, match=expected):
         model(images)
 
@@ -405,33 +410,33 @@ def test_images_of_a_wrong_kind_are_refused(model, images, expected):
         (torch.zeros(1, 4, 2, dtype=torch.int64), 'int64; expected a float type'),
     ],
 )
-def test_query_points_of_a_wrong_kind_are_refused(model, queries, expected):
+def test_invalid_query_points_are_rejected(model, queries, expected):
     with pytest.raises(ValueError, match=expected):
-        model(images_of(), queries)
+        model(make_images(), queries)
 
 
-def test_images_too_small_for_the_correlation_pyramid_are_refused_for_tracking_only():
+def test_images_too_small_for_the_correlation_pyramid_are_rejected_for_tracking_only():
     track = dataclasses.replace(TINY.track, corr_levels=5)
     network = VGGT(dataclasses.replace(TINY, track=track)).eval()
     with torch.no_grad():
-        assert network(images_of()).depth is not None
+        assert network(make_images()).depth is not None
         with pytest.raises(ValueError, match='needs at least 32 pixels'):
-            network(images_of(), queries_of())
+            network(make_images(), make_queries())
 
 
 @pytest.mark.parametrize('heads', [('camera', 'normals'), 'depth'])
-def test_unknown_heads_are_refused(model, heads):
+def test_unknown_heads_are_rejected(model, heads):
     with pytest.raises(ValueError, match='expected a collection of'):
-        model(images_of(), heads=heads)
+        model(make_images(), heads=heads)
 
 
 @pytest.mark.parametrize('name', ['vggt_1b', 'small', 'tiny'])
-def test_sizes_survive_json(name):
+def test_configurations_round_trip_through_json(name):
     config = getattr(VGGTConfig, name)()
     assert VGGTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_descriptions_of_goldens_are_read():
+def test_descriptions_of_golden_data_are_read():
     fields = {**TINY.to_dict(), 'name': 'pubX', '_case': {'salt': 'x'}}
     assert VGGTConfig.from_dict(fields) == TINY
 
@@ -459,13 +464,13 @@ def test_small_is_small():
         ({'dpt': {'out_channels': [256, 512, 1024]}}, 'expected 4 multiples of 4'),
         ({'dpt': {'out_channels': [256, 512, 1024, 1022]}}, 'expected 4 multiples of 4'),
         ({'dpt': {'features': 20}}, 'dpt.features is 20'),
-        ({'dpt': {'intermediate_layer_idx': [4, 3, 17, 23]}}, 'expected 4 round numbers in order'),
+        ({'dpt': {'intermediate_layer_idx': [4, 3, 17, 23]}}, 'expected 4 layer indices in order'),
         ({'dpt': {'intermediate_layer_idx': ['a']}}, 'expected a list of integers'),
         ({'track': {'num_heads': 7}}, 'track.num_heads is 7'),
         ({'track': {'pos_embed': 1}}, 'track.pos_embed is 1; expected true or false'),
         ({'track': {'features': 30}}, 'track.features is 30'),
     ],
 )
-def test_sizes_that_cannot_work_are_refused(fields, expected):
+def test_invalid_configurations_are_rejected(fields, expected):
     with pytest.raises(ValueError, match=expected):
         VGGTConfig.from_dict(fields)

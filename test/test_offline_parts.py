@@ -145,9 +145,9 @@ def test_a_loop_closure_moves_windows_that_are_already_written(tmp_path) -> None
 
 def test_an_unfinished_reconstruction_can_be_viewed(tmp_path) -> None:
     pytest.importorskip('trimesh', reason='reconstruct needs vggt_ros[offline]')
-    from vggt_ros.viewer.growing_scene import read_growing
+    from vggt_ros.viewer.partial_scene import read_while_growing
 
-    read = read_growing(tmp_path / 'map')
+    read = read_while_growing(tmp_path / 'map')
     assert read() is None
     partial = tmp_path / 'map.partial'
     partial.mkdir()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vggt_ros.lab.parity.parity import build_case, check_case, deviation, outputs, run_model
 from vggt_ros.lab.parity.weight_recipe import uniform, weight
-from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
+from vggt_ros.model import VGGT, VGGTConfig, cast_linear_weights
 from vggt_ros.model.attention import patch_positions, rope_table
 
 HERE = Path(__file__).parent
@@ -116,7 +116,7 @@ def test_patches_count_from_one_and_special_tokens_sit_at_the_origin():
 def test_bfloat16_weights_give_the_reference_under_autocast_within_a_percent(case):
     folder = SHARED / 'golden_public' / case
     model = build_case(folder)
-    store_linear_weights(model, torch.bfloat16)
+    cast_linear_weights(model, torch.bfloat16)
     inputs = load_file(folder / 'inputs.safetensors')
     with torch.no_grad():
         prediction = model(inputs['images'], inputs['query_points'])

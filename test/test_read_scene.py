@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a reconstruction becomes a scene, or one sentence says why not."""
+"""The output folder of a reconstruction is read as a scene, or a one-sentence error is raised."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from PIL import Image
 from vggt_ros.cli import view
 from vggt_ros.io.trajectory_file import write_trajectory
 from vggt_ros.lab.synthetic.path import smooth_path
-from vggt_ros.viewer import read_scene as reading
 from vggt_ros.viewer.read_scene import read_scene, read_when_changed
 
 FRAMES, POINTS = 4, 12
 SIZE = (240, 320)
-LENS = [300.0, 0, 160, 0, 310, 120, 0, 0, 1]
+INTRINSICS = [300.0, 0, 160, 0, 310, 120, 0, 0, 1]
 VERTEX = np.dtype(
     [(name, '<f4') for name in 'xyz']
     + [(name, 'u1') for name in ('red', 'green', 'blue')]
@@ -46,13 +45,13 @@ def points_of(frames=FRAMES):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The smallest whole output."""
+    """The smallest complete output."""
     (tmp_path / 'images').mkdir()
     frames = []
     for i in range(FRAMES):
         name = f'images/{i:06d}.jpg'
         Image.new('RGB', SIZE[::-1], (50 * i, 100, 200)).save(tmp_path / name)
-        entry = {'image': name, 'stamp_ns': 10**18 + i, 'map_id': 1, 'intrinsics': LENS}
+        entry = {'image': name, 'stamp_ns': 10**18 + i, 'map_id': 1, 'intrinsics': INTRINSICS}
         frames.append({**entry, 'width': SIZE[1], 'height': SIZE[0]})
     report = {'title': 'a bag', 'warning': 'untrained', 'unit': 'm', 'frames': frames}
     (tmp_path / 'reconstruction.json').write_text(json.dumps(report))
@@ -68,7 +67,7 @@ def change_report(folder, change):
     path.write_text(json.dumps(report))
 
 
-def test_a_folder_comes_back_as_it_was_written(folder):
+def test_a_folder_is_read_as_it_was_written(folder):
     scene = read_scene(folder)
     assert (scene.title, scene.warning, scene.unit) == ('a bag', 'untrained', 'm')
     points = points_of()
@@ -84,7 +83,7 @@ def test_a_folder_comes_back_as_it_was_written(folder):
         assert np.allclose(camera.intrinsics, [[150, 0, 80], [0, 155, 60], [0, 0, 1]])
 
 
-def test_of_several_maps_the_largest_is_taken_and_said(folder):
+def test_of_several_maps_the_largest_is_read_with_a_warning(folder):
     change_report(folder, lambda report: report['frames'][0].update(map_id=0))
     scene = read_scene(folder)
     assert len(scene.cameras) == FRAMES - 1
@@ -93,15 +92,14 @@ def test_of_several_maps_the_largest_is_taken_and_said(folder):
     assert 'untrained; 2 maps' in scene.warning and '3 of 4 frames' in scene.warning
 
 
-def test_of_too_many_frames_every_nth_is_taken_and_said(folder, monkeypatch):
-    monkeypatch.setattr(reading, 'MOST_CAMERAS', 2)
-    scene = read_scene(folder)
+def test_of_too_many_frames_every_nth_is_read(folder):
+    scene = read_scene(folder, max_cameras=2)
     assert [camera.stamp_ns - 10**18 for camera in scene.cameras] == [0, 2]
     assert np.array_equal(scene.frame, points_of()['frame'] // 2)
     assert '1 in 2 of 4 frames' in scene.title
 
 
-def test_only_what_is_new_is_read_again(folder):
+def test_a_folder_is_read_again_only_when_it_has_changed(folder):
     read = read_when_changed(folder)
     assert read() is not None
     assert read() is None
@@ -112,7 +110,7 @@ def test_only_what_is_new_is_read_again(folder):
     assert read_when_changed(folder / 'not_yet')() is None
 
 
-def cut_cloud(folder):
+def truncate_cloud(folder):
     path = folder / 'cloud.ply'
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -129,10 +127,10 @@ def ascii_cloud(folder):
 
 FAULTS = {
     'is not the output folder': lambda folder: (folder / 'reconstruction.json').unlink(),
-    'no JSON': lambda folder: (folder / 'reconstruction.json').write_text('{'),
+    'is not JSON': lambda folder: (folder / 'reconstruction.json').write_text('{'),
     'lacks one of': lambda folder: change_report(folder, lambda report: report.pop('unit')),
-    'no frames': lambda folder: change_report(folder, lambda report: report['frames'].clear()),
-    'expected 3, one a frame': lambda folder: change_report(
+    'has no frames': lambda folder: change_report(folder, lambda report: report['frames'].clear()),
+    'expected 3, one per frame': lambda folder: change_report(
         folder, lambda report: report['frames'].pop()
     ),
     r"'wide' as width, expected int": lambda folder: change_report(
@@ -145,36 +143,36 @@ FAULTS = {
         folder, lambda report: report['frames'][0].update(intrinsics=[0] * 9)
     ),
     'cannot be read as lines': lambda folder: (folder / 'trajectory.tum').write_text('1 2 3\n'),
-    'no rotation': lambda folder: (folder / 'trajectory.tum').write_text(
+    'quaternion of norm 0': lambda folder: (folder / 'trajectory.tum').write_text(
         '1 0 0 0 0 0 0 0\n' * FRAMES
     ),
     'cannot be read as an image': lambda folder: (folder / 'images/000000.jpg').write_bytes(b'x'),
     'cloud.ply cannot be read': lambda folder: (folder / 'cloud.ply').unlink(),
-    'it is cut off': cut_cloud,
+    'it is truncated': truncate_cloud,
     'not a binary little-endian PLY': ascii_cloud,
     r"expected also .*'confidence'": drop_confidence,
-    'names frames 0 to 8, expected 0 to 3': lambda folder: write_cloud(
+    'has frame indices 0 to 8, expected 0 to 3': lambda folder: write_cloud(
         folder / 'cloud.ply', points_of(9)
     ),
 }
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_a_folder_that_is_not_one_is_refused_with_a_sentence(folder, fault):
+def test_an_invalid_folder_is_rejected(folder, fault):
     FAULTS[fault](folder)
     with pytest.raises(ValueError, match=fault):
         read_scene(folder)
 
 
-def test_the_command_ends_with_2_and_one_sentence(tmp_path, monkeypatch, capsys):
+def test_the_command_exits_with_2_and_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['view', str(tmp_path / 'nothing')])
     assert view.main() == 2
-    said = capsys.readouterr().err
-    assert said.startswith('view: ') and said.count('\n') == 1
-    assert 'is not the output folder of a reconstruction' in said
+    error = capsys.readouterr().err
+    assert error.startswith('view: ') and error.count('\n') == 1
+    assert 'is not the output folder of a reconstruction' in error
 
 
-def test_the_command_wants_a_folder_or_a_node(monkeypatch, capsys):
+def test_the_command_needs_a_folder_or_a_node(monkeypatch, capsys):
     for arguments in ([], ['folder', '--node', '/vggt'], ['--node', '/vggt', '--follow']):
         monkeypatch.setattr(sys, 'argv', ['view', *arguments])
         with pytest.raises(SystemExit, match='2'):

@@ -29,16 +29,17 @@ from vggt_ros.inference.network import VGGTNetwork, load_network
 from vggt_ros.lab.benchmarks.naive_forward import naive_forward
 from vggt_ros.lab.benchmarks.speed import count_flops
 from vggt_ros.lab.parity.weight_recipe import fill
-from vggt_ros.model import VGGT, VGGTConfig, packed_linear
+from vggt_ros.model import VGGT, VGGTConfig, linear_weights
 from vggt_ros.model.attention import SelfAttention
-from vggt_ros.model.kernels import attention_order, chosen_kernel
-from vggt_ros.model.packed_linear import PackedLinear, pack_linear_layers
+from vggt_ros.model.kernels import attention_backends, selected_backend
+from vggt_ros.model.linear_weights import PACKING_PROCESSORS, PackedLinear, pack_linear_layers
 from vggt_ros.settings import ModelSettings, Settings
 
 EXACT = 1e-5
 HEADS = ('camera', 'depth')
 NEEDS_X86 = pytest.mark.skipif(
-    platform.machine() not in packed_linear._PROCESSORS, reason='layers are packed on x86 only'
+    platform.machine() not in PACKING_PROCESSORS,
+    reason='layers are packed on x86 only',
 )
 
 
@@ -95,7 +96,7 @@ def test_the_network_says_which_attention_it_runs(
     model: VGGT, monkeypatch: pytest.MonkeyPatch, backend: SDPBackend
 ) -> None:
     """Chosen as it is on CUDA; a CPU has these two kernels."""
-    monkeypatch.setattr(inference, 'attention_order', lambda _device: (backend,))
+    monkeypatch.setattr(inference, 'attention_backends', lambda _device: (backend,))
     network = VGGTNetwork(model, 'test', True, 'float32')
     with torch.profiler.profile() as profile:
         assert_same(network, model, Stream(3).window([0, 1, 2]))
@@ -109,9 +110,9 @@ def test_the_network_says_which_attention_it_runs(
 
 
 def test_on_a_cpu_the_choice_of_attention_is_left_to_torch(model: VGGT) -> None:
-    assert attention_order(torch.device('cpu')) == ()
+    assert attention_backends(torch.device('cpu')) == ()
     network = VGGTNetwork(model, 'test', True, 'float32')
-    assert network.attention == chosen_kernel(32, torch.float32, torch.device('cpu'))
+    assert network.attention == selected_backend(32, torch.float32, torch.device('cpu'))
 
 
 def encodings(model: VGGT) -> list[int]:
@@ -268,7 +269,7 @@ def test_the_last_block_computes_what_is_read(
     expected = network(batch, heads).pose_encodings
     found = network(replace(batch, dense=(1, 4)), heads).pose_encodings
     handle.remove()
-    per_frame = model.aggregator.special_tokens + 4 * 6  # patches of 56 x 84 pixels
+    per_frame = model.aggregator.num_special_tokens + 4 * 6  # patches of 56 x 84 pixels
     assert sizes == [5 * per_frame, whole * per_frame + 5]
     torch.testing.assert_close(found[-1], expected[-1], rtol=EXACT, atol=EXACT)
 
@@ -278,7 +279,7 @@ def test_packed_layers_give_the_same(model: VGGT, monkeypatch: pytest.MonkeyPatc
     packed = copy.deepcopy(model)
     layers = sum(isinstance(each, nn.Linear) for each in packed.aggregator.modules())
     assert pack_linear_layers(packed.aggregator) < layers  # small ones gain nothing
-    monkeypatch.setattr(packed_linear, '_WORTH_IT', 1)
+    monkeypatch.setattr(linear_weights, 'MIN_PACKED_WEIGHTS', 1)
     pack_linear_layers(packed.aggregator, packed.camera_head)
     left = [*packed.aggregator.modules(), *packed.camera_head.modules()]
     assert not any(isinstance(each, nn.Linear) for each in left)
@@ -293,7 +294,7 @@ def test_loaded_networks_are_packed(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, is_packed: bool
 ) -> None:
     """All but compiled ones; the memory of the layers is that of plain ones."""
-    monkeypatch.setattr(packed_linear, '_WORTH_IT', 1)
+    monkeypatch.setattr(linear_weights, 'MIN_PACKED_WEIGHTS', 1)
     settings = ModelSettings('untrained', 'cpu', compile=compiled)
     model = load_network(settings).model
     assert isinstance(model.aggregator.global_blocks[0].mlp.fc1, PackedLinear) is is_packed

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A real browser without a screen that looks at the viewer's page, and scenes to look at.
+A headless browser for the viewer's page, and a scene for it.
 
-As a program it takes the picture of the documentation:
+As a program it takes the screenshot of the documentation:
 
     python test/viewer_page.py docs/viewer.png
 """
@@ -54,8 +54,8 @@ def open_page(width: int = 1200, height: int = 750):
             browser.close()
 
 
-def picture_of(page) -> np.ndarray:
-    """Take what is seen: (H, W, 3), RGB."""
+def take_screenshot(page) -> np.ndarray:
+    """Return the visible page: (H, W, 3), RGB."""
     return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert('RGB'))
 
 
@@ -63,7 +63,7 @@ def wait_for(condition, seconds: float = 30.0, what: str = 'it'):
     """Wait until a condition holds; return what it returned."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f'waited {seconds} s for {what} in vain'
+        assert time.monotonic() < deadline, f'waited {seconds} s in vain for {what}'
         time.sleep(0.2)
     return found
 
@@ -71,30 +71,30 @@ def wait_for(condition, seconds: float = 30.0, what: str = 'it'):
 def room_scene(
     frames: int = 36, step: float = 0.16, seed: int = 5, stride: int = 3
 ) -> ViewerScene:
-    """Drive through a furnished room and see it with true depth, more surely where it is near."""
-    height, width, field = 240, 320, math.radians(70)
-    focal = width / 2 / math.tan(field / 2)
-    lens = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    """Render a drive through a furnished room with true depth; confidence decreases with depth."""
+    height, width, fov = 240, 320, math.radians(70)
+    focal = width / 2 / math.tan(fov / 2)
+    intrinsics = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     poses = smooth_path(frames, seed, step)
-    images, depth = render(Room.room(seed), poses, lens.expand(frames, 3, 3), height, width)
-    first_from_room = torch.linalg.inv(poses[0].double())
-    world_from_camera = first_from_room @ poses.double()
-    points = unproject(depth, lens.expand(frames, 3, 3))[:, ::stride, ::stride]
+    images, depth = render(Room.room(seed), poses, intrinsics.expand(frames, 3, 3), height, width)
+    world_from_room = torch.linalg.inv(poses[0].double())
+    world_from_camera = world_from_room @ poses.double()
+    points = unproject(depth, intrinsics.expand(frames, 3, 3))[:, ::stride, ::stride]
     count = points[0, ..., 0].numel()
     xyz = transform_points(world_from_camera.float(), points.reshape(frames, count, 3))
-    near = depth[:, ::stride, ::stride].reshape(-1).numpy()
-    thumbnails = [make_thumbnail(image.numpy(), lens.double().numpy()) for image in images]
+    sampled_depth = depth[:, ::stride, ::stride].reshape(-1).numpy()
+    thumbnails = [make_thumbnail(image.numpy(), intrinsics.double().numpy()) for image in images]
     return ViewerScene(
         title='a furnished room, ray-cast',
         warning='',
         unit='m',
         cameras=tuple(
-            SceneCamera(i * 200_000_000, world_from_camera[i].numpy(), matrix, image)
-            for i, (image, matrix) in enumerate(thumbnails)
+            SceneCamera(i * 200_000_000, world_from_camera[i].numpy(), scaled, image)
+            for i, (image, scaled) in enumerate(thumbnails)
         ),
         xyz=xyz.reshape(-1, 3).numpy(),
         rgb=images[:, ::stride, ::stride].reshape(-1, 3).numpy(),
-        confidence=(1 + 8 / near**2).astype(np.float32),
+        confidence=(1 + 8 / sampled_depth**2).astype(np.float32),
         frame=np.repeat(np.arange(frames, dtype=np.int32), count),
     )
 
@@ -110,9 +110,9 @@ def main() -> None:
             wait_for(lambda: viewer.points_shown, what='points')
             page.goto(viewer.url)
             page.wait_for_selector('text=points shown', timeout=60_000)
-            page.locator('.mantine-Notification-closeButton').click()  # it has no graphics card
+            page.locator('.mantine-Notification-closeButton').click()  # about software rendering
             page.wait_for_timeout(6000)
-            Image.fromarray(picture_of(page)).quantize(256).save(output, optimize=True)
+            Image.fromarray(take_screenshot(page)).quantize(256).save(output, optimize=True)
     finally:
         viewer.close()
 

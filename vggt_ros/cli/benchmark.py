@@ -22,8 +22,8 @@ from vggt_ros.inference.network import choose_device, choose_precision
 from vggt_ros.inference.warm_up import Load
 from vggt_ros.lab.benchmarks.speed import benchmark_network, speed_table
 from vggt_ros.lab.benchmarks.speed_plot import draw_speed
-from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
-from vggt_ros.model.dense_head import FRAMES_AT_ONCE
+from vggt_ros.model import VGGT, VGGTConfig, cast_linear_weights
+from vggt_ros.model.dpt_head import FRAMES_CHUNK_SIZE
 from vggt_ros.settings import PATCH_SIZE
 
 SIZES = {'small': VGGTConfig.small, 'vggt_1b': VGGTConfig.vggt_1b}
@@ -68,7 +68,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = VGGT(SIZES[asked.size]()).eval().requires_grad_(False)
     if precision != torch.float32:
-        store_linear_weights(model, precision)
+        cast_linear_weights(model, precision)
     model = model.to(device)
     found = []
     for width, height in asked.resolution:
@@ -85,7 +85,7 @@ def main() -> None:
                         'decoded': len(load.dense),
                         'device': str(device),
                         'precision': str(precision).removeprefix('torch.'),
-                        'predicted_memory_bytes': predict_peak(model, load, FRAMES_AT_ONCE),
+                        'predicted_memory_bytes': predict_peak(model, load, FRAMES_CHUNK_SIZE),
                         **told,
                     }
                 )

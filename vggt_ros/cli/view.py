@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vggt_ros.viewer.growing_scene import read_growing
+from vggt_ros.viewer.partial_scene import read_while_growing
 from vggt_ros.viewer.read_scene import read_scene
 from vggt_ros.viewer.viewer import Viewer, ViewerError, follow
 
@@ -60,7 +60,7 @@ def view(asked: argparse.Namespace) -> None:
             viewer.show(finished)
             follow(lambda: None, viewer)
         else:
-            follow(read_growing(asked.folder), viewer)
+            follow(read_while_growing(asked.folder), viewer)
     finally:
         viewer.close()
 

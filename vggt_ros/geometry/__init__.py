@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotations, cameras and similarity transforms: pure functions and values, no state."""
+"""Rotations, poses, cameras, similarity transforms, and the tree of coordinate frames."""

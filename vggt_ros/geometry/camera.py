@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pinhole camera: VGGT's pose encoding, unprojection of depth, projection of points.
 
-Optical axes as in OpenCV and REP-103: x right, y down, z forward. The network speaks of
-world-to-camera transforms, `camera_from_world`; what leaves the package is camera-to-world.
-Pixel centres lie at integer coordinates and the principal point of an encoded camera at
-(W / 2, H / 2), as VGGT has it.
+Optical axes as in OpenCV and REP-103: x right, y down, z forward. The network predicts
+world-to-camera transforms, `camera_from_world`; poses that the package publishes are
+camera-to-world. As in VGGT, pixel centres are at integer coordinates and the principal point of an
+encoded camera is at (W / 2, H / 2).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ POSE_ENCODING_SIZE = 9  # translation 3, quaternion xyzw 4, vertical and horizon
 
 def decode_pose(encoding: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """
-    Turn pose encodings into camera matrices.
+    Convert pose encodings to extrinsics and intrinsics.
 
-    :param encoding: (..., 9): translation of `camera_from_world`, quaternion xyzw of any length,
+    :param encoding: (..., 9): translation of `camera_from_world`, quaternion xyzw of any norm,
         vertical then horizontal field of view in radians.
     :param height: rows of the image that the intrinsics are for, pixels.
     :param width: columns, pixels.
@@ -41,7 +41,7 @@ def decode_pose(encoding: Tensor, height: int, width: int) -> tuple[Tensor, Tens
 
 def encode_pose(camera_from_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
     """
-    Turn camera matrices into pose encodings; the inverse of `decode_pose`.
+    Convert extrinsics and intrinsics to pose encodings; the inverse of `decode_pose`.
 
     :param camera_from_world: (..., 3, 4) or (..., 4, 4).
     :param intrinsics: (..., 3, 3), pixels; the principal point is not encoded.
@@ -74,11 +74,11 @@ def invert_rigid(transform: Tensor) -> Tensor:
 
 def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """
-    Turn depth along the optical axis into points of the camera's frame.
+    Convert depth along the optical axis to points in the camera frame.
 
     :param depth: (..., H, W), any unit; NaN stays NaN.
     :param intrinsics: (..., 3, 3), pixels, without skew.
-    :returns: (..., H, W, 3), in the unit of the depth and the type of the depth.
+    :returns: (..., H, W, 3), in the unit and dtype of the depth.
     """
     height, width = depth.shape[-2:]
     u = torch.arange(width, dtype=depth.dtype, device=depth.device)
@@ -110,9 +110,8 @@ def project(
     :param points: (..., N, 3).
     :param camera_from_world: (..., 3, 4).
     :param intrinsics: (..., 3, 3).
-    :returns: pixels (..., N, 2), order x, y, and the points in the camera's frame (..., N, 3). A
-        point in the plane of the camera has no pixel: its coordinates are infinite, or 0 at the
-        camera's centre itself.
+    :returns: pixels (..., N, 2), order x, y, and the points in the camera frame (..., N, 3).
+        Pixels of points at depth 0 are infinite, and 0 at the camera centre.
     """
     in_camera = transform_points(camera_from_world, points)
     homogeneous = in_camera @ intrinsics.transpose(-1, -2)

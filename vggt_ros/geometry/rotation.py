@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotations as matrices and quaternions (x, y, z, w), batched and differentiable in torch.
 
-The conversions are the textbook ones; the choice of candidate and the sign follow the VGGT pose
-encoding, so that encodings made here and there are interchangeable.
+Sign and choice of the candidate quaternion follow the VGGT pose encoding, so that encodings are
+interchangeable.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Below this size a quaternion component is too small to divide by; another candidate is larger.
-_SMALLEST_DIVISOR = 0.1
+# Components below this are not used as divisors: another one is larger.
+_MIN_DIVISOR = 0.1
 
 
 def matrix_from_quaternion(quaternion: Tensor) -> Tensor:
     """
-    Turn quaternions of any non-zero length into rotation matrices.
+    Convert quaternions of any non-zero norm to rotation matrices.
 
     :param quaternion: (..., 4), order x, y, z, w.
-    :returns: (..., 3, 3). A zero quaternion, which is no rotation, gives NaN.
+    :returns: (..., 3, 3); NaN for a zero quaternion.
     """
     x, y, z, w = quaternion.unbind(-1)
     s = 2 / (quaternion * quaternion).sum(-1)
@@ -33,9 +33,9 @@ def matrix_from_quaternion(quaternion: Tensor) -> Tensor:
 
 def quaternion_from_matrix(matrix: Tensor) -> Tensor:
     """
-    Turn rotation matrices into unit quaternions with w >= 0.
+    Convert rotation matrices to unit quaternions with w >= 0.
 
-    Each component in turn can serve as divisor; the largest is the best conditioned (Shepperd,
+    Any component can be the divisor; the largest is the best conditioned (Shepperd,
     "Quaternion from rotation matrix", 1978).
 
     :param matrix: (..., 3, 3).
@@ -45,7 +45,7 @@ def quaternion_from_matrix(matrix: Tensor) -> Tensor:
     squares = torch.stack(
         (1 + xx - yy - zz, 1 - xx + yy - zz, 1 - xx - yy + zz, 1 + xx + yy + zz), -1
     )
-    doubled = squares.clamp(min=0).sqrt()  # twice the size of x, y, z, w
+    doubled = squares.clamp(min=0).sqrt()  # twice the magnitude of x, y, z, w
     products = torch.stack(
         (
             torch.stack((squares[..., 0], xy + yx, xz + zx, zy - yz), -1),
@@ -55,7 +55,7 @@ def quaternion_from_matrix(matrix: Tensor) -> Tensor:
         ),
         -2,
     )
-    candidates = products / (2 * doubled.clamp(min=_SMALLEST_DIVISOR)).unsqueeze(-1)
+    candidates = products / (2 * doubled.clamp(min=_MIN_DIVISOR)).unsqueeze(-1)
     best = doubled.argmax(-1, keepdim=True).unsqueeze(-1)
     quaternion = candidates.gather(-2, best.expand(*best.shape[:-1], 4)).squeeze(-2)
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
@@ -63,7 +63,7 @@ def quaternion_from_matrix(matrix: Tensor) -> Tensor:
 
 def nearest_rotation(matrix: Tensor) -> Tensor:
     """
-    Find the rotation closest to a matrix in the Frobenius norm (Arun et al., 1987).
+    Project a matrix to the closest rotation in the Frobenius norm (Arun et al., 1987).
 
     :param matrix: (..., 3, 3), for example a sum of rotations.
     :returns: (..., 3, 3), determinant +1.
@@ -77,7 +77,7 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
 
 def rotation_angle(matrix: Tensor) -> Tensor:
     """
-    Measure the angle of a rotation, in radians, accurate near 0 and near pi.
+    Compute the angle of a rotation in radians, accurately near 0 and near pi.
 
     :param matrix: (..., 3, 3).
     :returns: (...), from 0 to pi.

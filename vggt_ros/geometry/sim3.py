@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Similarity transforms of space, Sim(3): scale, rotation, translation, in float64.
+"""Similarity transforms, Sim(3): scale, rotation, translation, in float64.
 
 `x -> scale * rotation @ x + translation`; composed with `@`, so that names chain:
 `map_from_camera = map_from_window @ window_from_camera`.
@@ -29,11 +29,11 @@ class Sim3:
 
     scale: float = 1.0
     rotation: Array = field(default_factory=_identity)  # (3, 3), determinant +1
-    translation: Array = field(default_factory=_origin)  # (3,), in the target's unit
+    translation: Array = field(default_factory=_origin)  # (3,), in the unit of the target frame
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
-            raise ValueError(f'the scale of a similarity is {self.scale}, expected more than 0')
+            raise ValueError(f'the scale of a Sim3 is {self.scale}, expected more than 0')
 
     def __matmul__(self, other: Sim3) -> Sim3:
         return Sim3(
@@ -43,7 +43,7 @@ class Sim3:
         )
 
     def inverse(self) -> Sim3:
-        """Return the transform that undoes this one."""
+        """Return the inverse transform."""
         rotation = self.rotation.T
         return Sim3(1 / self.scale, rotation, -(rotation @ self.translation) / self.scale)
 
@@ -59,15 +59,15 @@ class Sim3:
 
     def transform_poses(self, poses: Array) -> Array:
         """
-        Carry rigid poses along: orientation and position are moved, the axes keep unit length.
+        Transform rigid poses: positions are scaled, rotations stay orthonormal.
 
         :param poses: (..., 4, 4), `window_from_camera`.
         :returns: (..., 4, 4), `map_from_camera`.
         """
-        placed = poses.copy()
-        placed[..., :3, :3] = self.rotation @ poses[..., :3, :3]
-        placed[..., :3, 3] = self.apply(poses[..., :3, 3])
-        return placed
+        transformed = poses.copy()
+        transformed[..., :3, :3] = self.rotation @ poses[..., :3, :3]
+        transformed[..., :3, 3] = self.apply(poses[..., :3, 3])
+        return transformed
 
     def matrix(self) -> Array:
         """Return the homogeneous matrix (4, 4)."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where frames are in each other over time, as /tf tells it (REP-105: a tree, each has one parent).
+Transforms between coordinate frames over time, from /tf (REP-105: a tree, one parent per frame).
 
-`tf2_ros.Buffer` does the same where tf2 is installed; this one also serves bags and machines
-without it, looks up all stamps of a window at once, and never waits.
+`tf2_ros.Buffer` does the same where tf2 is installed; this one also works for bags and on machines
+without tf2, looks up all stamps of a window at once, and never waits.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.poses import Array, interpolate_poses, matrices_from_poses
 
-_LATEST = 2.0  # s; what is older than the newest by more is not late: time began again
+_MAX_DELAY = 2.0  # s; a stamp older than the newest by more is a jump back in time
 
 
 @dataclass
-class _Link:
-    """Where a frame is in its parent."""
+class _TimeCache:
+    """The transforms of a frame in its parent."""
 
     parent: str
     static: bool
@@ -32,113 +32,124 @@ class _Link:
 
 
 class TransformTree:
-    """Frames that hang on each other; any thread may use it."""
+    """A thread-safe buffer of transforms."""
 
-    def __init__(self, largest_gap: float, beyond: float, memory: float = np.inf) -> None:
+    def __init__(
+        self, max_gap: float, max_extrapolation: float, cache_time: float = np.inf
+    ) -> None:
         """
-        Start without any frame.
+        Create an empty tree.
 
-        :param largest_gap: s between poses of a frame that may be bridged.
-        :param beyond: s before a frame's first and after its last pose for which that is taken.
-        :param memory: s that poses are kept; older ones are forgotten.
+        :param max_gap: s between two transforms of a frame to interpolate over.
+        :param max_extrapolation: s before the first and after the last transform of a frame for
+            which that transform is used.
+        :param cache_time: s for which transforms are kept.
         """
-        self._largest_gap = largest_gap
-        self._beyond = beyond
-        self._memory = memory
-        self._links: dict[str, _Link] = {}
+        self._max_gap = max_gap
+        self._max_extrapolation = max_extrapolation
+        self._cache_time = cache_time
+        self._frames: dict[str, _TimeCache] = {}
         self._lock = threading.Lock()
 
-    def add(
+    def set_transform(
         self, parent: str, child: str, stamp: float, pose: list[float], static: bool = False
     ) -> None:
         """
-        Take one transform.
+        Add one transform.
 
-        A frame that gets another parent forgets the one it had, and one whose stamps jump back by
-        more than 2 s (a simulator or a bag began again) what it was told before.
+        The earlier transforms of a frame are dropped if its parent changes, or if its stamps jump
+        back by more than 2 s (a simulation or a bag was restarted).
 
-        :param stamp: s; a static transform holds at all times, whatever its stamp.
+        :param stamp: s; a static transform is valid at all times, whatever its stamp.
         :param pose: of the child in its parent: position, quaternion x, y, z, w.
         """
         with self._lock:
-            link = self._links.get(child)
-            jumped_back = link is not None and link.stamps and stamp < link.stamps[-1] - _LATEST
-            if link is None or static or link.parent != parent or link.static or jumped_back:
-                link = self._links[child] = _Link(parent, static)
-            place = bisect.bisect(link.stamps, stamp)
-            link.stamps.insert(place, stamp)
-            link.poses.insert(place, pose)
-            forgotten = bisect.bisect(link.stamps, link.stamps[-1] - self._memory)
-            del link.stamps[:forgotten], link.poses[:forgotten]
+            cache = self._frames.get(child)
+            jumped_back = (
+                cache is not None and cache.stamps and stamp < cache.stamps[-1] - _MAX_DELAY
+            )
+            if cache is None or static or cache.parent != parent or cache.static or jumped_back:
+                cache = self._frames[child] = _TimeCache(parent, static)
+            index = bisect.bisect(cache.stamps, stamp)
+            cache.stamps.insert(index, stamp)
+            cache.poses.insert(index, pose)
+            expired = bisect.bisect(cache.stamps, cache.stamps[-1] - self._cache_time)
+            del cache.stamps[:expired], cache.poses[:expired]
 
-    def look_up(self, target: str, source: str, stamps: Array) -> Array:
+    def lookup_transforms(self, target: str, source: str, stamps: Array) -> Array:
         """
-        Find where one frame is in another.
+        Compute the transform between two frames at several times.
 
         :param stamps: (N,), s.
-        :returns: `target_from_source` (N, 4, 4), NaN where it is not known.
-        :raises ValueError: if nothing connects the two.
+        :returns: `target_from_source` (N, 4, 4), NaN where it is unknown.
+        :raises ValueError: if the frames are not connected.
         """
         with self._lock:
-            up, down = self._walk(source), self._walk(target)
-            common = next((name for name in up if name in down), None)
+            source_chain, target_chain = self._ancestors(source), self._ancestors(target)
+            common = next((name for name in source_chain if name in target_chain), None)
             if common is None:
                 raise ValueError(
-                    f'nothing connects {target!r} and {source!r}: the one hangs on '
-                    f'{down[-1]!r}, the other on {up[-1]!r}'
+                    f'{target!r} and {source!r} are not connected: their roots are '
+                    f'{target_chain[-1]!r} and {source_chain[-1]!r}'
                 )
-            common_from_source = self._chain(up[: up.index(common)], stamps)
-            common_from_target = self._chain(down[: down.index(common)], stamps)
+            common_from_source = self._compose(source_chain[: source_chain.index(common)], stamps)
+            common_from_target = self._compose(target_chain[: target_chain.index(common)], stamps)
         target_from_common = invert_rigid(torch.from_numpy(common_from_target)).numpy()
         found: Array = target_from_common @ common_from_source
         return found
 
     def parent(self, frame: str) -> str | None:
-        """Say what a frame hangs on; None if on nothing."""
+        """Return the parent of a frame, or None."""
         with self._lock:
-            link = self._links.get(frame)
-            return None if link is None else link.parent
+            cache = self._frames.get(frame)
+            return None if cache is None else cache.parent
 
     def root(self, frame: str) -> str:
         """
-        Find what a frame hangs on in the end; itself if it has no parent.
+        Return the last ancestor of a frame; the frame itself if it has no parent.
 
-        :raises ValueError: if the frames go round.
+        :raises ValueError: if the frames form a loop.
         """
         with self._lock:
-            return self._walk(frame)[-1]
+            return self._ancestors(frame)[-1]
 
     def is_static(self, target: str, source: str) -> bool:
         """
-        Say whether one frame cannot move in another that it hangs on.
+        Return whether all transforms from a frame up to one of its ancestors are static.
 
-        :raises ValueError: if it does not hang on it.
+        :raises ValueError: if `target` is not an ancestor of `source`.
         """
         with self._lock:
-            walked = self._walk(source)
-            if target not in walked:
-                raise ValueError(f'{source!r} does not hang on {target!r} but on {walked[1:]}')
-            return all(self._links[name].static for name in walked[: walked.index(target)])
+            chain = self._ancestors(source)
+            if target not in chain:
+                raise ValueError(
+                    f'{target!r} is not an ancestor of {source!r}, whose ancestors are {chain[1:]}'
+                )
+            return all(self._frames[name].static for name in chain[: chain.index(target)])
 
-    def _walk(self, frame: str) -> list[str]:
-        """List a frame, its parent and so on."""
-        walked = [frame]
-        while walked[-1] in self._links:
-            parent = self._links[walked[-1]].parent
-            if parent in walked:
-                raise ValueError(f'the frames go round: {[*walked, parent]}')
-            walked.append(parent)
-        return walked
+    def _ancestors(self, frame: str) -> list[str]:
+        """List a frame, its parent, and so on up to the root."""
+        chain = [frame]
+        while chain[-1] in self._frames:
+            parent = self._frames[chain[-1]].parent
+            if parent in chain:
+                raise ValueError(f'the frames form a loop: {[*chain, parent]}')
+            chain.append(parent)
+        return chain
 
-    def _chain(self, names: list[str], stamps: Array) -> Array:
+    def _compose(self, chain: list[str], stamps: Array) -> Array:
         poses = np.tile(np.eye(4), (len(stamps), 1, 1))
-        for name in names:
-            poses = self._at(self._links[name], stamps) @ poses
+        for name in chain:
+            poses = self._parent_from_frame(self._frames[name], stamps) @ poses
         return poses
 
-    def _at(self, link: _Link, stamps: Array) -> Array:
-        if link.static:
-            return np.tile(matrices_from_poses(np.array(link.poses)), (len(stamps), 1, 1))
+    def _parent_from_frame(self, cache: _TimeCache, stamps: Array) -> Array:
+        if cache.static:
+            return np.tile(matrices_from_poses(np.array(cache.poses)), (len(stamps), 1, 1))
         return interpolate_poses(
-            np.array(link.stamps), np.array(link.poses), stamps, self._largest_gap, self._beyond
+            np.array(cache.stamps),
+            np.array(cache.poses),
+            stamps,
+            self._max_gap,
+            self._max_extrapolation,
         )

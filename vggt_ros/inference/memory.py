@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_iter
 
 from vggt_ros.inference.warm_up import Load, expect_load
 from vggt_ros.model import VGGT
-from vggt_ros.model.dense_head import FRAMES_AT_ONCE
+from vggt_ros.model.dpt_head import FRAMES_CHUNK_SIZE
+from vggt_ros.model.linear_weights import cast_linear_weights
 from vggt_ros.model.prediction import HEADS
-from vggt_ros.model.vggt import frame_descriptors, store_linear_weights
+from vggt_ros.model.vggt import frame_descriptors
 from vggt_ros.settings import PATCH_SIZE, Settings
 
 GIGABYTE = 1e9
@@ -72,7 +73,7 @@ def weight_bytes(model: VGGT) -> int:
     return sum(each.numel() * each.element_size() for each in held)
 
 
-def predict_peak(model: VGGT, load: Load, frames_at_once: int) -> int:
+def predict_peak(model: VGGT, load: Load, frames_chunk_size: int) -> int:
     """
     Predict the peak memory of a window, including the weights, in bytes.
 
@@ -80,16 +81,16 @@ def predict_peak(model: VGGT, load: Load, frames_at_once: int) -> int:
     frames of another window, as in later ones.
 
     :param model: on any device; only its sizes are used.
-    :param frames_at_once: of the dense head.
+    :param frames_chunk_size: of the dense head.
     """
     with torch.device('meta'):
         copied = VGGT(model.config).eval().requires_grad_(False)
     copied.aggregator.frame_only_blocks = model.aggregator.frame_only_blocks
-    copied.depth_head.frames_at_once = frames_at_once
+    copied.depth_head.frames_chunk_size = frames_chunk_size
     if model.autocast_dtype is not None:
-        store_linear_weights(copied, model.autocast_dtype)
+        cast_linear_weights(copied, model.autocast_dtype)
     encoder = copied.aggregator.patch_embed
-    encoder.position_code = encoder._resize_code  # the kept one is found by addresses of data
+    encoder.pos_encoding = encoder.interpolate_pos_encoding  # its cache needs data pointers
     size = load.height, load.width
     with FakeTensorMode(allow_non_fake_inputs=True):
         copied.to_empty(device='cpu')
@@ -97,10 +98,12 @@ def predict_peak(model: VGGT, load: Load, frames_at_once: int) -> int:
         with memory, torch.inference_mode():
             tokens = copied.encode(torch.empty(1, load.frames, 3, *size))
             kept = (torch.empty_like(tokens), torch.empty_like(tokens))
-            rounds = copied.aggregate(tokens, copied.grid(size), copied.rounds_for(HEADS))
+            layer_tokens = copied.aggregate(
+                tokens, copied.patch_grid(size), copied.layers_for(HEADS)
+            )
             frame_descriptors(tokens)
             del tokens
-            copied.decode(rounds, size, heads=HEADS)
+            copied.decode(layer_tokens, size, heads=HEADS)
         del kept
     return weight_bytes(model) + memory.peak
 
@@ -156,7 +159,9 @@ def _describe(settings: Settings, at_once: int, image_width: int) -> str:
 
 def _candidates(settings: Settings, image_width: int) -> list[tuple[Settings, int]]:
     """List settings and frames at once that may be used, largest first."""
-    candidates = [(settings, FRAMES_AT_ONCE >> i) for i in range(FRAMES_AT_ONCE.bit_length())]
+    candidates = [
+        (settings, FRAMES_CHUNK_SIZE >> i) for i in range(FRAMES_CHUNK_SIZE.bit_length())
+    ]
     frames = settings.window.window_size
     width = settings.model.resolution or image_width
     least = max(width // 2 // PATCH_SIZE, 1) * PATCH_SIZE

@@ -19,19 +19,18 @@ from vggt_ros.frames.batch import Batch, PreprocessedImage, Queries, stack_image
 from vggt_ros.frames.resize import Pixels
 from vggt_ros.inference.memory import GIGABYTE, fit_to_memory
 from vggt_ros.inference.warm_up import expect_load, make_noise_windows
-from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve, store_linear_weights
+from vggt_ros.model import VGGT, VGGTConfig, build_vggt, resolve_checkpoint
 from vggt_ros.model.checkpoint import CheckpointError
-from vggt_ros.model.dense_head import lay_channels_last
+from vggt_ros.model.dpt_head import use_channels_last
 from vggt_ros.model.embedded import find_embedded
-from vggt_ros.model.int8 import store_int8_weights
 from vggt_ros.model.kernels import (
-    allow_tf32,
-    attention_order,
-    chosen_kernel,
+    attention_backends,
     compile_layers,
-    prefer,
+    configure_tf32,
+    prefer_backends,
+    selected_backend,
 )
-from vggt_ros.model.packed_linear import pack_linear_layers
+from vggt_ros.model.linear_weights import cast_linear_weights, pack_linear_layers, quantize_int8
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.model.vggt import frame_descriptors
 from vggt_ros.settings import UNTRAINED_WARNING, ModelSettings, Settings
@@ -50,7 +49,7 @@ class Network(Protocol):
     trained: bool  # False: random weights, the output means nothing
     device: str  # as torch writes it
     precision: str  # of the aggregator
-    attention: str  # the kernel that computes it, see `chosen_kernel`
+    attention: str  # the kernel that computes it, see `selected_backend`
     image_width: int  # pixels; the width that it was trained for
     tracks_trained: bool  # False: the head that follows points has random weights
 
@@ -105,10 +104,10 @@ class VGGTNetwork:
         self.tracks_trained = trained and model.track_head.trained
         self._refusal = ''  # the last reason why points were not followed, said once
         self.model = model.eval()
-        lay_channels_last(model)
-        self._attention_order = attention_order(parameter.device)
-        with torch.inference_mode(), prefer(self._attention_order):
-            self.attention = chosen_kernel(
+        use_channels_last(model)
+        self._attention_backends = attention_backends(parameter.device)
+        with torch.inference_mode(), prefer_backends(self._attention_backends):
+            self.attention = selected_backend(
                 model.aggregator.head_dim, model.autocast_dtype or torch.float32, parameter.device
             )
 
@@ -128,9 +127,9 @@ class VGGTNetwork:
         Run on one window; the result is on the CPU.
 
         Frames that were in one of the last windows are not encoded again, and dense heads decode
-        only the frames whose depth is wanted. Tracks need the rounds of all frames.
+        only the frames whose depth is wanted. Tracks need the layer_tokens of all frames.
         """
-        with prefer(self._attention_order):
+        with prefer_backends(self._attention_backends):
             prediction: Prediction = self._run(batch, heads)
             return prediction.cpu()
 
@@ -138,26 +137,28 @@ class VGGTNetwork:
         size = batch.image_size
         queries = self._check_queries(batch.queries, size) if 'tracks' in heads else None
         tokens = self._encode(batch)
-        rounds = self.model.aggregate(
+        layer_tokens = self.model.aggregate(
             tokens,
-            self.model.grid(size),
-            self.model.rounds_for(heads),
+            self.model.patch_grid(size),
+            self.model.layers_for(heads),
             batch.depth_frames if queries is None else None,
         )
         descriptors = frame_descriptors(tokens)
         del tokens
         if queries is None:
-            prediction = self.model.decode(rounds, size, heads=heads)
+            prediction = self.model.decode(layer_tokens, size, heads=heads)
         else:
             points = torch.from_numpy(queries.points).to(self.device)[None]
             frames = torch.from_numpy(queries.frames).to(self.device)[None]
-            prediction = self.model.decode(rounds, size, points, heads, frames, batch.depth_frames)
+            prediction = self.model.decode(
+                layer_tokens, size, points, heads, frames, batch.depth_frames
+            )
         described: Prediction = replace(prediction, descriptors=descriptors)
         return described
 
     def _check_queries(self, queries: Queries | None, size: tuple[int, int]) -> Queries | None:
         """Leave out what cannot be followed in images of this size, and say so once."""
-        refusal = self.model.refuse_tracks(size)
+        refusal = self.model.tracking_size_error(size)
         if refusal and queries is not None and refusal != self._refusal:
             logger.warning('no point is followed: %s; set another resolution', refusal)
             self._refusal = refusal
@@ -206,7 +207,7 @@ class VGGTNetwork:
     @torch.inference_mode()
     def encode_ahead(self, images: Mapping[int, PreprocessedImage]) -> None:
         """Encode the images that are not known yet; see `Network`."""
-        with prefer(self._attention_order):
+        with prefer_backends(self._attention_backends):
             self._encode_new(images)
         self._forget(images, max(self._window, len(images)))
 
@@ -214,7 +215,7 @@ class VGGTNetwork:
         """Fit windows to the memory and compile the network, if that is wanted; see `Network`."""
         if settings.model.max_device_memory:
             settings, at_once = fit_to_memory(settings, self.model, self.image_width)
-            self.model.depth_head.frames_at_once = at_once
+            self.model.depth_head.frames_chunk_size = at_once
         if settings.model.compile:
             self._compile(settings)
         return settings
@@ -222,10 +223,10 @@ class VGGTNetwork:
     def save_memory(self) -> str:
         """Let the dense head decode half as many frames at once; see `Network`."""
         head = self.model.depth_head
-        if head.frames_at_once == 1:
+        if head.frames_chunk_size == 1:
             return ''
-        head.frames_at_once //= 2
-        return f'depth is decoded {head.frames_at_once} frames at once from now on'
+        head.frames_chunk_size //= 2
+        return f'depth is decoded {head.frames_chunk_size} frames at once from now on'
 
     def _compile(self, settings: Settings) -> None:
         load = expect_load(settings, self.image_width)
@@ -259,7 +260,7 @@ class VGGTNetwork:
         """Run on windows (B, S, 3, H, W), with points to track (B, K, 2); see `VGGT.forward`."""
         if query_points is not None:
             query_points = query_points.to(self.device)
-        with prefer(self._attention_order):
+        with prefer_backends(self._attention_backends):
             prediction: Prediction = self.model(images.to(self.device), query_points, heads)
         return prediction
 
@@ -275,7 +276,7 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
     precision = choose_precision(settings.precision, device)
     if device.type == 'cuda':
         limit_memory(device, settings.max_device_memory)
-        allow_tf32(precision)
+        configure_tf32(precision)
     name, trained, width = settings.checkpoint, settings.checkpoint != UNTRAINED, 0
     if trained:
         model = load_model(settings.checkpoint)
@@ -287,15 +288,15 @@ def load_network(settings: ModelSettings) -> VGGTNetwork:
             torch.manual_seed(0)  # the same random weights every time
             model = VGGT(VGGTConfig.small())
     if precision != torch.float32:
-        store_linear_weights(model, precision)
+        cast_linear_weights(model, precision)
     if settings.frame_only_blocks > model.config.agg.depth:
         raise ValueError(
             f'frame_only_blocks is {settings.frame_only_blocks}, expected at most '
-            f'{model.config.agg.depth}, the rounds of this network'
+            f'{model.config.agg.depth}, the layer_tokens of this network'
         )
     model.aggregator.frame_only_blocks = settings.frame_only_blocks
     if settings.int8 != 'off':
-        store_int8_weights(model.aggregator, settings.int8)
+        quantize_int8(model.aggregator, settings.int8)
     model = model.to(device)
     if not settings.compile:  # torch's compiler cannot take them
         packed = pack_linear_layers(model.aggregator, model.camera_head)
@@ -317,10 +318,10 @@ def load_model(checkpoint: str) -> VGGT:
     """
     Load a network on the CPU, in float32.
 
-    :param checkpoint: 'embedded', a file, or a repository of a hub, see `resolve`.
+    :param checkpoint: 'embedded', a file, or a repository of a hub, see `resolve_checkpoint`.
     :raises CheckpointError: if the weights cannot be had or do not fit.
     """
-    path = find_embedded()[0] if checkpoint == EMBEDDED else resolve(checkpoint)
+    path = find_embedded()[0] if checkpoint == EMBEDDED else resolve_checkpoint(checkpoint)
     return build_vggt(_read_config(path), path)
 
 

@@ -188,4 +188,4 @@ def add_transforms(tree: TransformTree, topic: str, message: Any) -> None:
     for each in message.transforms:
         pose = pose_from_message(each.transform.translation, each.transform.rotation)
         stamp = seconds(each.header.stamp)
-        tree.add(each.header.frame_id, each.child_frame_id, stamp, pose, static)
+        tree.set_transform(each.header.frame_id, each.child_frame_id, stamp, pose, static)

@@ -129,7 +129,7 @@ class BagRecording:
                 # a PoseStamped does not name the frame that it is the pose of: the camera's
                 child = getattr(message, 'child_frame_id', frame)
                 pose = getattr(message.pose, 'pose', message.pose)
-                tree.add(
+                tree.set_transform(
                     message.header.frame_id,
                     child,
                     seconds(message.header.stamp),
@@ -141,4 +141,4 @@ class BagRecording:
                 f'{self.name}: nothing gives the motion of {frame!r} in {world!r}; expected a '
                 'PoseStamped or Odometry topic, or /tf'
             )
-        return tree.look_up(world, frame, stamps)
+        return tree.lookup_transforms(world, frame, stamps)

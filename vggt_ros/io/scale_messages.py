@@ -52,7 +52,7 @@ class ScaleMessages:
         self._fixed_frame = fixed_frame
         self._tf = tf
         self._report_fault = report_fault
-        self._odometry = TransformTree(LARGEST_GAP, beyond=0.0, memory=MEMORY)
+        self._odometry = TransformTree(LARGEST_GAP, max_extrapolation=0.0, cache_time=MEMORY)
         self._odometry_frames: tuple[str, str] | None = None  # fixed frame, robot frame
         self._depth: deque[tuple[int, ImageMessage]] = deque(maxlen=_DEPTH_IMAGES)
 
@@ -79,7 +79,7 @@ class ScaleMessages:
         self._odometry_frames = fixed, moving
         stamp = ns_from_time(message.header.stamp) * 1e-9
         pose = pose_from_message(message.pose.pose.position, message.pose.pose.orientation)
-        self._odometry.add(fixed, moving, stamp, pose)
+        self._odometry.set_transform(fixed, moving, stamp, pose)
 
     def add_depth(self, message: ImageMessage) -> None:
         """Store a depth image of the sensor."""
@@ -87,7 +87,7 @@ class ScaleMessages:
 
     def _positions_from_tf(self, stamps: Array, camera_frame: str) -> Array:
         try:
-            poses = self._tf.look_up(self._fixed_frame, camera_frame, stamps)
+            poses = self._tf.lookup_transforms(self._fixed_frame, camera_frame, stamps)
         except ValueError as error:
             return self._unknown('scale_tf', f'no scale from /tf: {error}', stamps)
         with suppress(ValueError):  # the fixed frame need not be an ancestor of the camera
@@ -111,11 +111,11 @@ class ScaleMessages:
             return self._unknown('scale_odometry', 'no odometry received', stamps)
         fixed, moving = self._odometry_frames
         try:
-            robot_from_camera = self._tf.look_up(moving, camera_frame, stamps)
+            robot_from_camera = self._tf.lookup_transforms(moving, camera_frame, stamps)
         except ValueError as error:
             text = f"no scale from odometry of '{moving}': {error}; expected it on /tf_static"
             return self._unknown('scale_odometry', text, stamps)
-        poses = self._odometry.look_up(fixed, moving, stamps) @ robot_from_camera
+        poses = self._odometry.lookup_transforms(fixed, moving, stamps) @ robot_from_camera
         if np.isnan(poses).all():
             text = 'no scale from odometry: no message has the times of the images'
             return self._unknown('scale_odometry', text, stamps)

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VGGT network: sizes, modules, checkpoints. Knows nothing of ROS, files of images or maps."""
+"""The VGGT network: configuration, modules, checkpoints. Free of ROS, image files and maps."""
 
 from vggt_ros.model.checkpoint import (
     CheckpointError,
     LoadedCheckpoint,
     build_vggt,
     load_checkpoint,
-    resolve,
+    resolve_checkpoint,
 )
 from vggt_ros.model.config import VGGTConfig
+from vggt_ros.model.linear_weights import cast_linear_weights
 from vggt_ros.model.prediction import Prediction
-from vggt_ros.model.vggt import HEADS, VGGT, store_linear_weights
+from vggt_ros.model.vggt import ALL_HEADS, VGGT
 
 __all__ = [
-    'HEADS',
+    'ALL_HEADS',
     'VGGT',
     'CheckpointError',
     'LoadedCheckpoint',
     'Prediction',
     'VGGTConfig',
     'build_vggt',
+    'cast_linear_weights',
     'load_checkpoint',
-    'resolve',
-    'store_linear_weights',
+    'resolve_checkpoint',
 ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pre-norm transformer block that the ViT, the aggregator and the camera trunk share.
 
-The tracker's blocks differ (their residual starts from the normalised input) and live with it.
+The tracker's blocks differ (their residual starts from the normalised input), see `update_former`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from vggt_ros.model.attention import RopeTable, SelectedTokens, SelfAttention
 
-# Without gradients, longer inputs are taken in parts, so that only what attention needs at once is
-# kept of all tokens: 12 bytes a channel in bfloat16 instead of 36.
-MANY_TOKENS = 16384
-PART = 4096  # tokens
+# Without gradients, longer inputs are processed in chunks, so that only queries, keys, values and
+# output exist for all tokens at once: 12 bytes a channel in bfloat16 instead of 36.
+CHUNK_THRESHOLD = 16384  # tokens
+CHUNK_TOKENS = 4096
 
 
-def draw_normal(parameter: nn.Parameter, std: float) -> None:
-    """Initialise a token."""
-    # On the meta device there is nothing to draw, but torch would import its compiler to do so,
-    # which takes seconds.
+def init_normal(parameter: nn.Parameter, std: float) -> None:
+    """Initialise a parameter from a normal distribution."""
+    # On the meta device this has no effect, but makes torch import its compiler, which takes
+    # seconds.
     if not parameter.is_meta:
         nn.init.normal_(parameter, std=std)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact (erf) GELU between."""
+    """Two linear layers with an exact (erf) GELU between them."""
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch."""
+    """A learned scale per channel of a residual branch."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -67,8 +67,7 @@ class Block(nn.Module):
         layer_scale: float = 0.01,
     ) -> None:
         super().__init__()
-        # In training: compute it again in the backward pass instead of keeping what it needs.
-        self.recompute = False
+        self.gradient_checkpointing = False  # recompute activations in the backward pass
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = SelfAttention(dim, heads, qk_norm)
         self.ls1 = LayerScale(dim, layer_scale)
@@ -77,48 +76,50 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale)
 
     def forward(
-        self, x: Tensor, table: RopeTable | None = None, wanted: SelectedTokens | None = None
+        self, x: Tensor, table: RopeTable | None = None, selected: SelectedTokens | None = None
     ) -> Tensor:
         """
         (B, N, dim) → (B, N, dim).
 
-        :param wanted: tokens to compute; None: all.
+        :param selected: the tokens to compute; None: all.
         """
-        if self.recompute and torch.is_grad_enabled():
+        if self.gradient_checkpointing and torch.is_grad_enabled():
             from torch.utils.checkpoint import checkpoint
 
-            return cast(Tensor, checkpoint(self._run, x, table, wanted, use_reentrant=False))
-        if x.shape[0] * x.shape[1] > MANY_TOKENS and not torch.is_grad_enabled():
-            return self._run_in_parts(x, table, wanted)
-        return self._run(x, table, wanted)
+            return cast(Tensor, checkpoint(self._forward, x, table, selected, use_reentrant=False))
+        if x.shape[0] * x.shape[1] > CHUNK_THRESHOLD and not torch.is_grad_enabled():
+            return self._forward_in_chunks(x, table, selected)
+        return self._forward(x, table, selected)
 
-    def _run(self, x: Tensor, table: RopeTable | None, wanted: SelectedTokens | None) -> Tensor:
-        attended = self.attn(self.norm1(x), table, wanted)
-        if wanted is not None:
-            x = wanted.take(x, dim=1)
+    def _forward(
+        self, x: Tensor, table: RopeTable | None, selected: SelectedTokens | None
+    ) -> Tensor:
+        attended = self.attn(self.norm1(x), table, selected)
+        if selected is not None:
+            x = selected.select(x, dim=1)
         x = x + self.ls1(attended)
         return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))
 
-    def _run_in_parts(
-        self, x: Tensor, table: RopeTable | None, wanted: SelectedTokens | None
+    def _forward_in_chunks(
+        self, x: Tensor, table: RopeTable | None, selected: SelectedTokens | None
     ) -> Tensor:
-        """Do the same with less memory: a few sequences at a time, or parts of one."""
+        """Do the same with less memory: a few sequences, or a part of one, at a time."""
         sequences, tokens = x.shape[:2]
         if sequences > 1:
-            many = max(PART // tokens, 1)
-            out = torch.empty_like(x if wanted is None else wanted.take(x, dim=1))
-            for part, into in zip(x.split(many), out.split(many), strict=True):
-                into.copy_(self.forward(part, table, wanted))
+            size = max(CHUNK_TOKENS // tokens, 1)
+            out = torch.empty_like(x if selected is None else selected.select(x, dim=1))
+            for chunk, target in zip(x.split(size), out.split(size), strict=True):
+                target.copy_(self.forward(chunk, table, selected))
             return out
-        # whole frames, since the rotation of one is that of all
+        # Whole frames, since all frames share one rotary table.
         frame = 1 if table is None else len(table[0])
-        many = max(PART // frame, 1) * frame
-        attended = self.attn.attend_to_parts(x.split(many, dim=1), self.norm1, table, wanted)
-        if wanted is not None:
-            x = wanted.take(x, dim=1)
+        size = max(CHUNK_TOKENS // frame, 1) * frame
+        attended = self.attn.attend_in_chunks(x.split(size, dim=1), self.norm1, table, selected)
+        if selected is not None:
+            x = selected.select(x, dim=1)
         out = torch.empty_like(x)
-        pieces = zip(*(each.split(many, dim=1) for each in (x, attended, out)), strict=True)
-        for part, answer, into in pieces:
-            part = part + self.ls1(self.attn.proj(answer))
-            into.copy_(part + self.ls2(self.mlp(self.norm2(part))))
+        chunks = zip(*(tensor.split(size, dim=1) for tensor in (x, attended, out)), strict=True)
+        for chunk, attention, target in chunks:
+            chunk = chunk + self.ls1(self.attn.proj(attention))
+            target.copy_(chunk + self.ls2(self.mlp(self.norm2(chunk))))
         return out

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights from a file or from the Hugging Face hub into a network, all or nothing.
+"""Loads trained weights from a file or the Hugging Face hub into a network, all or nothing.
 
-Reads `.safetensors` and `.pt` (never running code from it), flat or as a training checkpoint
-wraps them. The whole file is checked before the first weight is copied, so a refused checkpoint
-leaves the network as it was. Does not guess: each key must be there, in shape, and no other.
+Reads `.safetensors` and `.pt` (without executing code from it), flat or nested in a training
+checkpoint. The whole file is checked before the first weight is copied, so a rejected checkpoint
+leaves the network unchanged. Loading is strict: no missing, unexpected or misshapen keys.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ HUB_FILES = {
     'facebook/VGGT_tracker_fixed': 'model_tracker_fixed_e20.pt',
 }
 HUB_DEFAULT_FILE = 'model.safetensors'
-LISTED = 10  # keys of each kind that an error names
+MAX_LISTED = 10  # keys of each kind that an error message names
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be had, read or used; one sentence says why."""
+    """A checkpoint that cannot be found, read or used; the message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """What was loaded, for the log and the diagnostics."""
+    """Summary of a loaded checkpoint, for the log and the diagnostics."""
 
     path: Path
     tensors: int
@@ -47,13 +47,13 @@ class LoadedCheckpoint:
 def build_vggt(
     config: VGGTConfig, checkpoint: str | Path, device: torch.device | str = 'cpu'
 ) -> VGGT:
-    """A network with trained weights, without first drawing random ones.
+    """Build a network with trained weights, without initialising random ones first.
 
     :raises CheckpointError: see `load_checkpoint`.
     """
     with torch.device('meta'):
         model = VGGT(config)
-    path = resolve(checkpoint)  # before a gigabyte is allocated for a file that is not there
+    path = resolve_checkpoint(checkpoint)  # fails before gigabytes are allocated
     model.to_empty(device=device)
     load_checkpoint(model, path)
     model.eval()
@@ -61,17 +61,18 @@ def build_vggt(
 
 
 def load_checkpoint(model: VGGT, checkpoint: str | Path) -> LoadedCheckpoint:
-    """Copy trained weights into `model`, where its parameters are and in their types.
+    """Copy trained weights into `model`, keeping the device and dtype of its parameters.
 
     :param checkpoint: a `.safetensors` or `.pt` file with the official key names, or the
         'owner/name' of a repository on the Hugging Face hub (if no such path exists).
-    :raises CheckpointError: if anything is missing, surplus, misshapen, not finite or unreadable.
+    :raises CheckpointError: if the file is unreadable, or a key is missing, unexpected, of another
+        shape or not finite.
     """
-    path = resolve(checkpoint)
+    path = resolve_checkpoint(checkpoint)
     tensors = _read(path)
     targets = model.state_dict()
     if any(target.is_meta for target in targets.values()):
-        raise ValueError('model is on the meta device; expected one with memory, see build_vggt')
+        raise ValueError('model is on the meta device; expected allocated weights, see build_vggt')
     _verify(path, tensors, targets)
     with torch.no_grad():
         for key, target in targets.items():
@@ -79,10 +80,10 @@ def load_checkpoint(model: VGGT, checkpoint: str | Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(path, len(targets), sum(t.numel() for t in targets.values()))
 
 
-def resolve(checkpoint: str | Path) -> Path:
-    """The file that `checkpoint` means, downloaded first if it is a hub repository.
+def resolve_checkpoint(checkpoint: str | Path) -> Path:
+    """Return the path of a checkpoint, downloading it first if it is a hub repository.
 
-    :raises CheckpointError: if there is none.
+    :raises CheckpointError: if there is no such file.
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
@@ -106,81 +107,86 @@ def _download(repository: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise CheckpointError(
-            f'{repository} is no local file, and huggingface_hub is not installed to fetch it'
+            f'{repository} is not a local file, and downloading it needs huggingface_hub, which '
+            'is not installed'
         ) from error
     name = HUB_FILES.get(repository, HUB_DEFAULT_FILE)
     try:
         return Path(hf_hub_download(repository, name))
-    except Exception as error:  # its own classes and those of whichever HTTP client it uses
+    except Exception as error:  # its own classes and those of its HTTP client
         raise CheckpointError(
-            f'{repository} is no local file, and {name} could not be fetched from the hub: '
+            f'{repository} is not a local file, and {name} could not be downloaded from the hub: '
             f'{_first_line(error)}'
         ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors by key, mapped from the file rather than read where the format allows it."""
+    """Return tensors by key, memory-mapped where the format allows it."""
     try:
         if path.suffix.lower() == '.safetensors':
             from safetensors.torch import load_file
 
             content: object = load_file(path)
         else:
-            # Files of before torch 1.6 are no zip archives and cannot be mapped.
+            # Files from before torch 1.6 are not zip archives and cannot be memory-mapped.
             content = torch.load(
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except Exception as error:  # a damaged file makes the parsers raise nearly anything
+    except Exception as error:  # on a corrupt file the parsers raise nearly anything
         raise CheckpointError(
-            f'{path} is damaged or no checkpoint: {_first_line(error)}'
+            f'{path} is corrupt or not a checkpoint: {_first_line(error)}'
         ) from error
     if isinstance(content, dict) and isinstance(content.get('model'), dict):
         content = content['model']
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'{path} holds a {type(content).__name__}; expected tensors by their names'
+            f'{path} contains a {type(content).__name__}; expected a dictionary of tensors'
         )
-    foreign = [
+    invalid = [
         str(key)
         for key, value in content.items()
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]
-    if foreign:
-        raise CheckpointError(f'{path} holds {_listed(foreign)} that are no named tensors')
+    if invalid:
+        raise CheckpointError(f'{path} has entries that are not named tensors: {_listed(invalid)}')
     return content
 
 
 def _verify(path: Path, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     """
-    Compare a checkpoint with what it is to fill.
+    Compare a checkpoint with the parameters of the network.
 
-    :raises CheckpointError: unless every target can be filled and nothing is left over.
+    :raises CheckpointError: unless keys, shapes and dtypes match and all values are finite.
     """
     missing = [key for key in targets if key not in tensors]
-    surplus = [key for key in tensors if key not in targets]
+    unexpected = [key for key in tensors if key not in targets]
     misshapen = [
         f'{key} {tuple(tensors[key].shape)} instead of {tuple(target.shape)}'
         for key, target in targets.items()
         if key in tensors and tensors[key].shape != target.shape
     ]
-    faults = [
+    mismatches = [
         f'{len(keys)} {kind} ({_listed(keys)})'
-        for kind, keys in (('missing', missing), ('surplus', surplus), ('misshapen', misshapen))
+        for kind, keys in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('misshapen', misshapen),
+        )
         if keys
     ]
-    if faults:
-        raise CheckpointError(f'{path} does not fit this network: {"; ".join(faults)}')
-    typed = [f'{k} {t.dtype}' for k, t in tensors.items() if not t.is_floating_point()]
-    if typed:
-        raise CheckpointError(f'{path} holds {_listed(typed)}; expected floating point')
-    broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise CheckpointError(f'{path} holds NaN or infinity in {_listed(broken)}')
+    if mismatches:
+        raise CheckpointError(f'{path} does not match this network: {"; ".join(mismatches)}')
+    not_float = [f'{k} {t.dtype}' for k, t in tensors.items() if not t.is_floating_point()]
+    if not_float:
+        raise CheckpointError(f'{path} has {_listed(not_float)}; expected floating point')
+    not_finite = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if not_finite:
+        raise CheckpointError(f'{path} has NaN or infinity in {_listed(not_finite)}')
 
 
 def _listed(keys: Sequence[str]) -> str:
-    more = f' and {len(keys) - LISTED} more' if len(keys) > LISTED else ''
-    return ', '.join(keys[:LISTED]) + more
+    more = f' and {len(keys) - MAX_LISTED} more' if len(keys) > MAX_LISTED else ''
+    return ', '.join(keys[:MAX_LISTED]) + more
 
 
 def _first_line(error: Exception) -> str:

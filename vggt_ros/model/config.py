@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every size of a VGGT network, as frozen dataclasses.
+"""The configuration of a VGGT network, as frozen dataclasses.
 
-Field names and nesting are those of the JSON descriptions that stand beside golden data and
-checkpoints, so that one file describes a network everywhere. The defaults are VGGT-1B. Nothing
-here touches torch; sizes that cannot work are refused with the value found and what was expected.
+Field names and nesting are those of the `config.json` beside checkpoints and golden data. The
+defaults are VGGT-1B. Does not import torch. Invalid sizes raise a ValueError with the value and
+what was expected.
 
 Source: VGGT (arXiv 2503.11651), section 3 and appendix.
 """
@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-# Not settings of a network: who made the description, and the golden case that it belongs to.
+# Metadata in a description that is not part of the configuration.
 IGNORED_FIELDS = frozenset({'name', '_case'})
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The per-frame patch encoder (a DINOv2-style ViT with registers)."""
+    """The per-frame encoder (a DINOv2-style ViT with registers)."""
 
     depth: int = 24
     num_heads: int = 16
@@ -30,7 +30,7 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class AggregatorConfig:
-    """The alternating frame and global attention; one round is one block of each."""
+    """Alternating attention; a layer is a frame attention block and a global attention block."""
 
     depth: int = 24
     num_heads: int = 16
@@ -41,7 +41,7 @@ class AggregatorConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """The camera head: a small trunk that is run several times on the same tokens."""
+    """The camera head: a small trunk that runs several iterations on the same tokens."""
 
     trunk_depth: int = 4
     num_heads: int = 16
@@ -50,8 +50,8 @@ class CameraConfig:
 
 
 @dataclass(frozen=True)
-class DenseConfig:
-    """The depth and point heads; `intermediate_layer_idx` names the rounds that all DPTs read."""
+class DPTConfig:
+    """The depth and point heads; all DPT heads read the layers `intermediate_layer_idx`."""
 
     features: int = 256
     out_channels: tuple[int, ...] = (256, 512, 1024, 1024)
@@ -62,7 +62,7 @@ class DenseConfig:
 class TrackConfig:
     """The track head: a DPT feature extractor and an iterative point tracker.
 
-    `pos_embed` switches the dense position code of the feature extractor: off in VGGT-1B, on in
+    `pos_embed` enables the positional embedding of the feature extractor: off in VGGT-1B, on in
     the `VGGT_tracker_fixed` checkpoint, which has the same keys.
     """
 
@@ -80,16 +80,16 @@ class TrackConfig:
     max_scale: float = 518
 
     @property
-    def smallest_image(self) -> int:
-        """Pixels a side that the coarsest correlation level needs."""
+    def min_image_size(self) -> int:
+        """Smallest side, in pixels, for which the coarsest correlation level has a pixel."""
         return self.stride << (self.corr_levels - 1)
 
 
 @dataclass(frozen=True)
 class VGGTConfig:
-    """All sizes of one network.
+    """The sizes of one network.
 
-    :raises ValueError: if a size is of the wrong type or the sizes do not fit each other.
+    :raises ValueError: if a size is of the wrong type or the sizes are inconsistent.
     """
 
     img_size: int = 518
@@ -98,7 +98,7 @@ class VGGTConfig:
     vit: ViTConfig = field(default_factory=ViTConfig)
     agg: AggregatorConfig = field(default_factory=AggregatorConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
-    dpt: DenseConfig = field(default_factory=DenseConfig)
+    dpt: DPTConfig = field(default_factory=DPTConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
@@ -116,17 +116,17 @@ class VGGTConfig:
             raise ValueError(
                 f'embed_dim / agg.num_heads is {head_dim}; 2-D RoPE needs a multiple of 4'
             )
-        self._check_dense_heads()
+        self._check_dpt_heads()
 
-    def _check_dense_heads(self) -> None:
-        rounds = self.dpt.intermediate_layer_idx
-        if len(rounds) != 4 or list(rounds) != sorted(rounds):
+    def _check_dpt_heads(self) -> None:
+        layers = self.dpt.intermediate_layer_idx
+        if len(layers) != 4 or list(layers) != sorted(layers):
             raise ValueError(
-                f'dpt.intermediate_layer_idx is {rounds}; expected 4 round numbers in order'
+                f'dpt.intermediate_layer_idx is {layers}; expected 4 layer indices in order'
             )
-        if rounds[-1] >= self.agg.depth:
+        if layers[-1] >= self.agg.depth:
             raise ValueError(
-                f'dpt.intermediate_layer_idx is {rounds}; expected 0 to {self.agg.depth - 1}, '
+                f'dpt.intermediate_layer_idx is {layers}; expected 0 to {self.agg.depth - 1}, '
                 f'since agg.depth is {self.agg.depth}'
             )
         for name, channels in (
@@ -152,7 +152,7 @@ class VGGTConfig:
 
     @classmethod
     def vggt_1b(cls) -> VGGTConfig:
-        """The released size: 1 256 537 516 parameters."""
+        """The published size: 1 256 537 516 parameters."""
         return cls()
 
     @classmethod
@@ -164,7 +164,7 @@ class VGGTConfig:
             vit=ViTConfig(depth=4, num_heads=3),
             agg=AggregatorConfig(depth=4, num_heads=3),
             camera=CameraConfig(trunk_depth=2, num_heads=6, mlp_ratio=2),
-            dpt=DenseConfig(
+            dpt=DPTConfig(
                 features=32, out_channels=(24, 48, 64, 64), intermediate_layer_idx=(0, 1, 2, 3)
             ),
             track=TrackConfig(
@@ -181,14 +181,14 @@ class VGGTConfig:
 
     @classmethod
     def tiny(cls) -> VGGTConfig:
-        """The smallest network that has every part; for tests, not for geometry."""
+        """The smallest network with every part; for tests only."""
         return cls(
             img_size=56,
             embed_dim=32,
             vit=ViTConfig(depth=1, num_heads=2),
             agg=AggregatorConfig(depth=2, num_heads=2),
             camera=CameraConfig(trunk_depth=1, num_heads=2, mlp_ratio=2),
-            dpt=DenseConfig(
+            dpt=DPTConfig(
                 features=16, out_channels=(8, 8, 12, 16), intermediate_layer_idx=(0, 0, 1, 1)
             ),
             track=TrackConfig(
@@ -205,26 +205,26 @@ class VGGTConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VGGTConfig:
-        """Read a JSON description; sizes that it leaves out are those of VGGT-1B.
+        """Create a configuration from parsed JSON; missing sizes are those of VGGT-1B.
 
-        :raises ValueError: on an unknown field, a value of the wrong type or sizes that misfit.
+        :raises ValueError: on an unknown field, a value of the wrong type or inconsistent sizes.
         """
         known = {key: value for key, value in fields.items() if key not in IGNORED_FIELDS}
-        for name, group in GROUPS.items():
+        for name, group in _GROUPS.items():
             if name in known:
                 known[name] = _read_group(name, group, known[name])
         return cast(VGGTConfig, _read_group('VGGTConfig', cls, known))
 
     def to_dict(self) -> dict[str, Any]:
-        """The nested plain form: `from_dict(config.to_dict()) == config`, also through JSON."""
+        """Return nested dictionaries; `from_dict` reads them back, also through JSON."""
         return dataclasses.asdict(self)
 
 
-GROUPS: dict[str, type[Any]] = {
+_GROUPS: dict[str, type[Any]] = {
     'vit': ViTConfig,
     'agg': AggregatorConfig,
     'camera': CameraConfig,
-    'dpt': DenseConfig,
+    'dpt': DPTConfig,
     'track': TrackConfig,
 }
 
@@ -245,13 +245,13 @@ def _read_group(name: str, group: type[Any], fields: object) -> Any:
 
 
 def _check_numbers(prefix: str, group: Any) -> None:
-    """Compare each value with its default: same kind of value, numbers positive."""
+    """Check that each value has the type of its default and that numbers are positive."""
     defaults = type(group)() if prefix else None
     for item in dataclasses.fields(group):
         value = getattr(group, item.name)
         default = getattr(defaults, item.name) if defaults is not None else item.default
         if not isinstance(default, (bool, int, float, tuple)):
-            kind = GROUPS[item.name]
+            kind = _GROUPS[item.name]
             if not isinstance(value, kind):
                 raise ValueError(f'{item.name} is {value!r}; expected {kind.__name__}')
             continue

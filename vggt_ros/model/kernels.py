@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernels run: torch's fused attention, chosen by us on CUDA, TF32, and compiled layers.
+"""Which kernels run: the attention backend on CUDA, TF32, and compiled layers.
 
-Torch's own order of preference changes with its version, and the kernels differ by up to half in
-speed at the 64 channels of VGGT's heads. On a CPU torch's choice stands.
+Torch's own priority of attention backends changes with its version, and their speed differs by up
+to half at the 64 channels of VGGT's heads. On a CPU, torch chooses.
 
 Source: torch.nn.attention; FlashAttention-3 (arXiv 2407.08608) for the order.
 """
@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vggt_ros.model.block import Block
-from vggt_ros.model.dense_head import Scratch
+from vggt_ros.model.dpt_head import Scratch
 
 _HOPPER = 9  # compute capability from which cuDNN's attention is the fastest
 
-# The last two take what the others refuse, such as the float32 of the camera head.
+# The last two take what the others do not support, such as the float32 of the camera head.
 _FLASH_FIRST = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -31,55 +31,55 @@ _FLASH_FIRST = (
 )
 _CUDNN_FIRST = (_FLASH_FIRST[1], _FLASH_FIRST[0], *_FLASH_FIRST[2:])
 
-# Before torch 2.6 the order was fixed: flash, efficient, math.
+# Before torch 2.6 the priority was fixed: flash, efficient, math.
 _HAS_PRIORITY = 'set_priority' in inspect.signature(sdpa_kernel).parameters
 
 
-def attention_order(device: torch.device) -> tuple[SDPBackend, ...]:
-    """List the kernels that are to be tried on a device, best first; () leaves it to torch."""
+def attention_backends(device: torch.device) -> tuple[SDPBackend, ...]:
+    """List the backends to try on a device, best first; () leaves the choice to torch."""
     if device.type != 'cuda' or not _HAS_PRIORITY:
         return ()
     capability = torch.cuda.get_device_capability(device)
     return _CUDNN_FIRST if capability[0] >= _HOPPER else _FLASH_FIRST
 
 
-def prefer(order: Sequence[SDPBackend]) -> AbstractContextManager[object]:
-    """Try the kernels in this order inside; meant to be entered once for a whole window."""
-    if not order:
+def prefer_backends(backends: Sequence[SDPBackend]) -> AbstractContextManager[object]:
+    """Return a context with this priority of backends; meant to be entered once per window."""
+    if not backends:
         return nullcontext()
-    context: AbstractContextManager[object] = sdpa_kernel(list(order), set_priority=True)
+    context: AbstractContextManager[object] = sdpa_kernel(list(backends), set_priority=True)
     return context
 
 
-def chosen_kernel(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
+def selected_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
     """
-    Ask torch which kernel it takes where the caller stands, inside of `prefer` or not.
+    Return the attention backend that torch selects in the current context.
 
     :returns: 'cudnn', 'flash', 'efficient' or 'math'.
     """
     tokens = torch.zeros(1, 1, 64, head_dim, dtype=dtype, device=device)
-    # What scaled_dot_product_attention itself asks, so that it also holds where torch knows
-    # better; the documented can_use_... functions answer for CUDA alone and know no order.
-    chosen = SDPBackend(torch._fused_sdp_choice(tokens, tokens, tokens))
-    return str(chosen.name).lower().removesuffix('_attention')
+    # What scaled_dot_product_attention itself calls, on any device; the documented can_use_...
+    # functions are for CUDA only and ignore the priority.
+    backend = SDPBackend(torch._fused_sdp_choice(tokens, tokens, tokens))
+    return str(backend.name).lower().removesuffix('_attention')
 
 
-def allow_tf32(precision: torch.dtype) -> None:
+def configure_tf32(precision: torch.dtype) -> None:
     """
-    Let convolutions of float32 on CUDA round their inputs to TF32, unless float32 was asked for.
+    Let float32 convolutions on CUDA use TF32, unless float32 was requested; for the whole process.
 
-    It concerns the dense heads. Torch allows it by itself, and the published networks were run so;
-    it is said here because results depend on it. For the whole process.
+    This concerns the DPT heads. Torch allows it by default, and the published networks were run
+    with it; it is set explicitly because results depend on it.
     """
     torch.backends.cudnn.allow_tf32 = precision != torch.float32
 
 
 def compile_layers(model: nn.Module) -> None:
     """
-    Compile, at their first use with each shape, the layers that take nearly all of the time.
+    Compile the layers that take nearly all of the time, at their first use with each shape.
 
-    Whole blocks and the dense heads' convolutions, each by itself: what lies between them keeps
-    tables and picks frames, and blocks of one kind and shape share what was compiled.
+    Whole blocks and the convolutions of the DPT heads are compiled one by one: the code between
+    them caches tables and selects frames, and blocks of one kind and shape share a graph.
     """
     for module in model.modules():
         if isinstance(module, (Block, Scratch)):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vggt_ros.geometry.outliers import without_outliers
+from vggt_ros.geometry.outliers import inlier_mask
 from vggt_ros.offline.assembled_map import AssembledMap, MapFrame
 from vggt_ros.offline.export import Export
 from vggt_ros.offline.folder_files import has_file, write_file
@@ -197,7 +197,7 @@ def _draw_top(exported: Export) -> Figure:
     axes = figure.subplots()
     unit, cloud = exported.map.unit, exported.cloud
     if len(cloud.xyz):
-        shown = np.flatnonzero(without_outliers(cloud.xyz))
+        shown = np.flatnonzero(inlier_mask(cloud.xyz))
         shown = shown[:: max(1, -(-len(shown) // _MAX_DRAWN))]
         shown = shown[np.argsort(-cloud.xyz[shown, 1])]  # y points down: the highest are on top
         x, z = cloud.xyz[shown][:, [0, 2]].T

@@ -36,7 +36,7 @@ class RobotFrames:
 
     def __init__(self, node: Node) -> None:
         """Prepare; `start` subscribes."""
-        self.tree = TransformTree(LARGEST_GAP, beyond=0.0, memory=MEMORY)
+        self.tree = TransformTree(LARGEST_GAP, max_extrapolation=0.0, cache_time=MEMORY)
         # Child and stamp of transforms that this node published and will receive, oldest first.
         self._own: dict[tuple[str, int], None] = {}
         self._lock = threading.Lock()
@@ -76,7 +76,9 @@ class RobotFrames:
             stamp_ns = ns_from_time(each.header.stamp)
             if (each.child_frame_id, stamp_ns) in self._own:
                 continue
-            self.tree.add(each.header.frame_id, each.child_frame_id, stamp_ns * 1e-9, pose, static)
+            self.tree.set_transform(
+                each.header.frame_id, each.child_frame_id, stamp_ns * 1e-9, pose, static
+            )
 
 
 class ScaleInputs:

@@ -185,7 +185,9 @@ class MapToOdom:
             return None
         stamp = np.array([frame.stamp_ns * 1e-9])
         try:
-            odom_from_camera: Array = self._frames.tree.look_up(odom, frame.camera_frame, stamp)[0]
+            odom_from_camera: Array = self._frames.tree.lookup_transforms(
+                odom, frame.camera_frame, stamp
+            )[0]
         except ValueError as error:
             self._faults.report('map_to_odom_tf', f'{name} is not updated: {error}')
             return None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A map in the browser: finished, growing, or that of a running node."""
+"""Maps in the browser: of a finished or running reconstruction, or of a running node."""

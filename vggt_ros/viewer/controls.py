@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panel beside the picture: what may be chosen, and what is said about the scene."""
+"""The control panel of the page: display options, timeline, and information about the scene."""
 
 from __future__ import annotations
 
@@ -12,176 +12,192 @@ import numpy as np
 
 from vggt_ros.viewer.scene import SceneCamera, ViewerScene, trajectory_length
 
-_FRUSTA = 25  # that are clear to look at; more are dropped until somebody chooses
-_HIDDEN = 10  # % of the points at first: the worst ones hide the others
-_STEPS = 160  # at most, when the timeline is played
+_MAX_FRUSTA = 25  # by default; more would hide the cloud
+_HIDDEN_PERCENT = 10  # by default; the least confident points occlude the others
+_MAX_STEPS = 160  # of the timeline when it is played
 _WARNING = 'background:#b00020;color:white;padding:0.5em 0.7em;border-radius:4px;margin:0.4em 0'
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What somebody has set."""
+class DisplayOptions:
+    """The current values of the controls."""
 
     hidden_percent: float  # of the points, the least confident
     point_size: float  # relative
-    frusta: bool
-    every: int  # n-th camera has a frustum
-    path: bool
-    moment: int  # index of the frame up to which is shown
+    show_frusta: bool
+    frustum_step: int  # every n-th camera has a frustum
+    show_trajectory: bool
+    frame: int  # index of the last frame shown
 
 
 class Controls:
     """
-    Sliders, buttons and texts.
+    Sliders, buttons and texts; the public members are viser's handles.
 
     :param gui: of a viser server.
-    :param changed: called, in any thread, when something is set.
-    :param look: called with a client when it asks to look from the chosen camera.
+    :param on_change: called, in any thread, when a value changes.
+    :param on_view_from_camera: called with the client that requests it.
     """
 
-    def __init__(self, gui: Any, changed: Callable[[], None], look: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        gui: Any,
+        on_change: Callable[[], None],
+        on_view_from_camera: Callable[[Any], None],
+    ) -> None:
         self._gui = gui
         self.playing = False
-        self._every_chosen = False
+        self._frustum_step_chosen = False
         gui.configure_theme(show_logo=False, show_share_button=False, control_width='large')
         gui.set_panel_label('vggt_ros')
         gui.main_panel.dock_right()
-        self._head = gui.add_html('')
+        self.header = gui.add_html('')
         self._add_points()
-        self._add_timeline(look)
+        self._add_timeline(on_view_from_camera)
         self._add_cameras()
-        for entry in (self._hidden, self._size, self._frusta, self._path, self._frame):
-            entry.on_update(lambda _: changed())
-        self._every.on_update(lambda event: self._choose_every(event, changed))
-        self._play.on_click(lambda _: self._toggle(changed))
+        for handle in (
+            self.hidden_percent,
+            self.point_size,
+            self.show_frusta,
+            self.show_trajectory,
+            self.frame,
+        ):
+            handle.on_update(lambda _: on_change())
+        self.frustum_step.on_update(lambda event: self._choose_frustum_step(event, on_change))
+        self.play.on_click(lambda _: self._toggle(on_change))
 
     def _add_points(self) -> None:
         with self._gui.add_folder('Points'):
-            self._hidden = self._gui.add_slider(
-                'Hide unsure, %',
+            self.hidden_percent = self._gui.add_slider(
+                'Hide least confident (%)',
                 min=0,
                 max=99,
                 step=1,
-                initial_value=_HIDDEN,
-                hint='hides this share of the points, the least confident ones',
+                initial_value=_HIDDEN_PERCENT,
+                hint='Percentage of the points to hide, those of lowest confidence first',
             )
-            self._count = self._gui.add_html('')
-            self._size = self._gui.add_slider(
+            self.point_count = self._gui.add_html('')
+            self.point_size = self._gui.add_slider(
                 'Point size', min=0.2, max=4.0, step=0.1, initial_value=1.0
             )
 
-    def _add_timeline(self, look: Callable[[Any], None]) -> None:
+    def _add_timeline(self, on_view_from_camera: Callable[[Any], None]) -> None:
         with self._gui.add_folder('Timeline'):
-            self._frame = self._gui.add_slider(
+            self.frame = self._gui.add_slider(
                 'Frame',
                 min=0,
                 max=0,
                 step=1,
                 initial_value=0,
-                hint='shows points and cameras up to this frame, which is marked orange',
+                hint='Shows points and cameras up to this frame, whose camera is orange',
             )
-            self._when = self._gui.add_html('')
-            self._play = self._gui.add_button('Play')
-            self._look = self._gui.add_button(
-                'Look from this camera',
-                hint='takes the frusta away, which would stand in front; '
-                '"Reset View" in the panel\'s head leads back',
+            self.frame_text = self._gui.add_html('')
+            self.play = self._gui.add_button('Play')
+            self.view_from_camera = self._gui.add_button(
+                'View from this camera',
+                hint='Also hides the frusta; "Reset View" at the top of the panel goes back',
             )
-            self._look.on_click(lambda event: self._look_from_camera(event.client, look))
-            self._picture = self._gui.add_image(np.zeros((3, 4, 3), np.uint8), visible=False)
+            self.view_from_camera.on_click(
+                lambda event: self._view_from_camera(event.client, on_view_from_camera)
+            )
+            self.image = self._gui.add_image(np.zeros((3, 4, 3), np.uint8), visible=False)
 
     def _add_cameras(self) -> None:
         with self._gui.add_folder('Cameras'):
-            self._frusta = self._gui.add_checkbox('Frusta', initial_value=True)
-            self._every = self._gui.add_slider(
-                'Every n-th', min=1, max=1, step=1, initial_value=1, hint='camera has a frustum'
+            self.show_frusta = self._gui.add_checkbox('Camera frusta', initial_value=True)
+            self.frustum_step = self._gui.add_slider(
+                'Every n-th frame',
+                min=1,
+                max=1,
+                step=1,
+                initial_value=1,
+                hint='Shows a camera frustum for every n-th frame',
             )
-            self._path = self._gui.add_checkbox('Path', initial_value=True)
+            self.show_trajectory = self._gui.add_checkbox('Trajectory', initial_value=True)
 
     @property
-    def choice(self) -> Choice:
-        """What is set now."""
-        return Choice(
-            hidden_percent=float(self._hidden.value),
-            point_size=float(self._size.value),
-            frusta=bool(self._frusta.value),
-            every=int(self._every.value),
-            path=bool(self._path.value),
-            moment=int(self._frame.value),
+    def options(self) -> DisplayOptions:
+        """The current values."""
+        return DisplayOptions(
+            hidden_percent=float(self.hidden_percent.value),
+            point_size=float(self.point_size.value),
+            show_frusta=bool(self.show_frusta.value),
+            frustum_step=int(self.frustum_step.value),
+            show_trajectory=bool(self.show_trajectory.value),
+            frame=int(self.frame.value),
         )
 
-    def fit(self, scene: ViewerScene) -> None:
-        """Make the sliders as long as a scene; the timeline stays at its end if it is there."""
+    def set_scene(self, scene: ViewerScene) -> None:
+        """Adapt ranges and header to a scene; a timeline at its end stays at the end."""
         last = max(len(scene.cameras) - 1, 0)
-        at_end = self._frame.value == self._frame.max
-        _stretch(self._frame, last, last if at_end else self._frame.value)
-        dropped = max(-(-len(scene.cameras) // _FRUSTA), 1)
-        _stretch(self._every, max(last, 1), self._every.value if self._every_chosen else dropped)
-        self._head.content = _describe(scene)
+        at_end = self.frame.value == self.frame.max
+        _set_range(self.frame, last, last if at_end else self.frame.value)
+        step = max(-(-len(scene.cameras) // _MAX_FRUSTA), 1)
+        chosen = self._frustum_step_chosen
+        _set_range(self.frustum_step, max(last, 1), self.frustum_step.value if chosen else step)
+        self.header.content = _header(scene)
 
     def advance(self) -> None:
-        """Go on to the next frame; the last one ends the play."""
-        last = int(self._frame.max)
-        self._frame.value = min(self._frame.value + -(-(last + 1) // _STEPS), last)
-        if self._frame.value == last:
+        """Step to the next frame of the timeline; stop playing at the last one."""
+        last = int(self.frame.max)
+        self.frame.value = min(self.frame.value + -(-(last + 1) // _MAX_STEPS), last)
+        if self.frame.value == last:
             self._set_playing(False)
 
-    def show_point_count(self, shown: int, sent: int, whole: int, threshold: float) -> None:
+    def show_point_count(self, shown: int, drawn: int, total: int, threshold: float) -> None:
         """
-        Say how many points there are to see.
+        Show the number of visible points.
 
-        :param sent: what the browser may show at all.
-        :param whole: what the scene has.
+        :param drawn: points sent to the browser at most.
+        :param total: points of the scene.
         """
         text = (
-            f'points shown: <b>{shown:,}</b> of {sent:,}<br>'
-            f'their confidence is {threshold:.2f} or more'
+            f'points shown: <b>{shown:,}</b> of {drawn:,}<br>minimum confidence: {threshold:.2f}'
         )
-        if sent < whole:
-            text += f'<br>the scene has {whole:,}, dropped evenly for the browser'
-        self._say(self._count, text)
+        if drawn < total:
+            text += f'<br>subsampled from the {total:,} points of the scene'
+        self._set_text(self.point_count, text)
 
-    def show_time(self, scene: ViewerScene, moment: int) -> None:
-        """Show the chosen frame's time and picture."""
-        self._picture.visible = bool(scene.cameras)
+    def show_frame(self, scene: ViewerScene, frame: int) -> None:
+        """Show time and image of the selected frame."""
+        self.image.visible = bool(scene.cameras)
         if not scene.cameras:
             return
-        camera = scene.cameras[moment]
+        camera = scene.cameras[frame]
         seconds = (camera.stamp_ns - scene.cameras[0].stamp_ns) / 1e9
-        self._say(
-            self._when,
-            f'frame {moment + 1} of {len(scene.cameras)}, at {seconds:.2f} s',
+        self._set_text(
+            self.frame_text, f'frame {frame + 1} of {len(scene.cameras)}, at {seconds:.2f} s'
         )
-        if not np.array_equal(self._picture.image, camera.image):
-            self._picture.image = camera.image
+        if not np.array_equal(self.image.image, camera.image):
+            self.image.image = camera.image
 
     @staticmethod
-    def _say(place: Any, text: str) -> None:
+    def _set_text(handle: Any, text: str) -> None:
         text = f'<div style="padding:0 0.75em;font-size:0.8em;line-height:1.45">{text}</div>'
-        if place.content != text:
-            place.content = text
+        if handle.content != text:
+            handle.content = text
 
-    def _choose_every(self, event: Any, changed: Callable[[], None]) -> None:
-        self._every_chosen |= event.client is not None
-        changed()
+    def _choose_frustum_step(self, event: Any, on_change: Callable[[], None]) -> None:
+        self._frustum_step_chosen |= event.client is not None
+        on_change()
 
-    def _look_from_camera(self, client: Any, look: Callable[[Any], None]) -> None:
-        self._frusta.value = False
-        look(client)
+    def _view_from_camera(self, client: Any, on_view_from_camera: Callable[[Any], None]) -> None:
+        self.show_frusta.value = False  # they would be in front of the view
+        on_view_from_camera(client)
 
-    def _toggle(self, changed: Callable[[], None]) -> None:
-        if not self.playing and self._frame.value == self._frame.max:
-            self._frame.value = 0
+    def _toggle(self, on_change: Callable[[], None]) -> None:
+        if not self.playing and self.frame.value == self.frame.max:
+            self.frame.value = 0
         self._set_playing(not self.playing)
-        changed()
+        on_change()
 
     def _set_playing(self, playing: bool) -> None:
         self.playing = playing
-        self._play.label = 'Pause' if playing else 'Play'
+        self.play.label = 'Pause' if playing else 'Play'
 
 
-def _stretch(slider: Any, last: int, value: int) -> None:
-    """Set the end and the value of a slider, in the order in which the value stays inside."""
+def _set_range(slider: Any, last: int, value: int) -> None:
+    """Set maximum and value of a slider, in the order in which the value stays in range."""
     value = min(max(value, int(slider.min)), last)
     if last < slider.value:
         slider.value = value
@@ -190,18 +206,18 @@ def _stretch(slider: Any, last: int, value: int) -> None:
         slider.value = value
 
 
-def _describe(scene: ViewerScene) -> str:
-    """Write title, warning, and the way in figures."""
+def _header(scene: ViewerScene) -> str:
+    """Format title, warning, and a summary of the trajectory."""
     parts = [f'<b>{html.escape(scene.title)}</b>']
     if scene.warning:
         parts.append(f'<div style="{_WARNING}">{html.escape(scene.warning)}</div>')
-    facts = _way(scene.cameras, scene.unit) if scene.cameras else 'nothing to see yet'
-    parts.append(f'<div style="font-size:0.8em">{html.escape(facts)}</div>')
+    summary = _summary(scene.cameras, scene.unit) if scene.cameras else 'no frames yet'
+    parts.append(f'<div style="font-size:0.8em">{html.escape(summary)}</div>')
     return f'<div style="padding:0 0.75em 0.5em">{"".join(parts)}</div>'
 
 
-def _way(cameras: tuple[SceneCamera, ...], unit: str) -> str:
+def _summary(cameras: tuple[SceneCamera, ...], unit: str) -> str:
     seconds = (cameras[-1].stamp_ns - cameras[0].stamp_ns) / 1e9
     plural = '' if len(cameras) == 1 else 's'
-    way = trajectory_length(cameras)
-    return f'{len(cameras)} camera{plural} on a way of {way:.2f} {unit} in {seconds:.1f} s'
+    length = trajectory_length(cameras)
+    return f'{len(cameras)} frame{plural}, {seconds:.1f} s, trajectory of {length:.2f} {unit}'

@@ -36,8 +36,8 @@ from vggt_ros.msg import WindowReport
 from vggt_ros.ros.qos import make_qos
 from vggt_ros.settings import UNTRAINED_WARNING
 from vggt_ros.viewer.scene import (
-    MOST_CAMERAS,
-    MOST_POINTS,
+    MAX_CAMERAS,
+    MAX_POINTS,
     THUMBNAIL_WIDTH,
     Array,
     Pixels,
@@ -75,7 +75,7 @@ class LiveScene:
     """
 
     def __init__(
-        self, name: str, max_points: int = MOST_POINTS, max_cameras: int = MOST_CAMERAS
+        self, name: str, max_points: int = MAX_POINTS, max_cameras: int = MAX_CAMERAS
     ) -> None:
         self._name = name
         self._max_points, self._max_cameras = max_points, max_cameras

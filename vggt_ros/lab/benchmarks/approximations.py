@@ -56,13 +56,13 @@ def round_rope_table(network: VGGTNetwork, height: int, width: int) -> None:
     """Turn by angles in bfloat16 in images of this size, as the reference does under autocast."""
     aggregator = network.model.aggregator
     device = torch.device(network.device)
-    grid = network.model.grid((height, width))
-    positions = patch_positions(grid[0], grid[1], aggregator.special_tokens, device)
+    grid = network.model.patch_grid((height, width))
+    positions = patch_positions(grid[0], grid[1], aggregator.num_special_tokens, device)
     half = aggregator.head_dim // 2
     exponents = torch.arange(0, half, 2, device=device, dtype=torch.float32) / half
     angles = (positions.float()[..., None] * aggregator.rope_base**-exponents).bfloat16()
     key = (grid[0], grid[1], device)
-    aggregator._rope_tables[key] = angles.cos().float(), angles.sin().float()
+    aggregator.tables[key] = angles.cos().float(), angles.sin().float()
 
 
 def compare(

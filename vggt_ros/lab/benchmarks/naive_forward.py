@@ -2,7 +2,7 @@
 """
 A window computed as a whole, by the book: what the engine's savings are compared with.
 
-All frames are encoded, all rounds of all frames are kept, both dense heads decode every frame, and
+All frames are encoded, all layers of all frames are kept, both dense heads decode every frame, and
 tables of constants are made anew in each call. Results are those of `VGGT.forward`.
 """
 
@@ -24,16 +24,8 @@ def naive_forward(model: VGGT, images: Tensor) -> Prediction:
 
     :param images: (B, S, 3, H, W), on the model's device.
     """
-    forget_tables(model)
+    model.clear_tables()
     size = images.shape[-2], images.shape[-1]
-    every_round = range(model.config.agg.depth)
-    rounds = model.aggregate(model.encode(images), model.grid(size), every_round)
-    return model.decode(rounds, size, heads=HEADS)
-
-
-def forget_tables(model: VGGT) -> None:
-    """Drop every table that modules keep between calls."""
-    for module in model.modules():
-        for name in ('_rope_tables', '_codes', '_position_codes'):
-            if hasattr(module, name):
-                getattr(module, name).clear()
+    layers = range(model.config.agg.depth)
+    layer_tokens = model.aggregate(model.encode(images), model.patch_grid(size), layers)
+    return model.decode(layer_tokens, size, heads=HEADS)

@@ -26,7 +26,7 @@ from vggt_ros.inference.warm_up import Load, make_noise_windows
 from vggt_ros.lab.benchmarks.naive_forward import naive_forward
 from vggt_ros.model import VGGT
 from vggt_ros.model.kernels import compile_layers
-from vggt_ros.model.packed_linear import pack_linear_layers
+from vggt_ros.model.linear_weights import pack_linear_layers
 from vggt_ros.model.prediction import HEADS
 
 Size = tuple[int, int, int, int]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vggt_ros.geometry.outliers import without_outliers
+from vggt_ros.geometry.outliers import inlier_mask
 
 Array = npt.NDArray[np.floating]
 Pixels = npt.NDArray[np.uint8]
@@ -116,7 +116,7 @@ def _draw_cloud(axes: Any, run: RunPicture, vertical: int, title: str, label: st
     axes.set_aspect('equal', adjustable='datalim')
     if len(run.cloud) == 0:
         return
-    shown = without_outliers(run.cloud)
+    shown = inlier_mask(run.cloud)
     # Far points first, so that what is nearest to the viewer lies on top.
     order = np.argsort(run.cloud[shown, 2] if vertical == 1 else -run.cloud[shown, 1])
     points, colours = run.cloud[shown][order], run.cloud_colours[shown][order]

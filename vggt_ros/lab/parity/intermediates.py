@@ -100,7 +100,7 @@ def intermediates(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[str,
 def _encoder_tensors(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[str, Tensor]:
     encoder = 'aggregator.patch_embed'
     named = {
-        'dino.pos_embed': model.aggregator.patch_embed.position_code(*grid),
+        'dino.pos_embed': model.aggregator.patch_embed.pos_encoding(*grid),
         'dino.patch_conv': calls.outputs[f'{encoder}.patch_embed'][0],
         'dino.tokens_in': calls.inputs[f'{encoder}.blocks.0'][0],
         'dino.patch_tokens': calls.outputs[encoder][0],
@@ -116,8 +116,8 @@ def _aggregator_tensors(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dic
     for i in range(model.config.agg.depth):
         within = calls.outputs[f'aggregator.frame_blocks.{i}'][0]
         across = calls.outputs[f'aggregator.global_blocks.{i}'][0]
-        named[f'agg.layer{i}'] = _round(within, across)
-    positions = patch_positions(*grid, model.aggregator.special_tokens, tokens_in.device)
+        named[f'agg.layer{i}'] = _concatenate(within, across)
+    positions = patch_positions(*grid, model.aggregator.num_special_tokens, tokens_in.device)
     for kind in ('frame', 'global'):
         path = f'aggregator.{kind}_blocks.0.attn'
         for index, side in enumerate(('q', 'k')):
@@ -149,21 +149,21 @@ def recorded_outputs(model: VGGT, names: Collection[str]) -> Iterator[dict[str, 
     def keep_tokens(_module: nn.Module, _args: Any, output: Tensor) -> None:
         kept['dino.patch_tokens'] = output
 
-    def keep_round(index: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    def keep_concatenate(index: int) -> tuple[Callable[..., None], Callable[..., None]]:
         halves: list[Tensor] = []
 
         def keep_frame(_module: nn.Module, _args: Any, output: Tensor) -> None:
             halves.append(output)
 
         def keep_global(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            kept[f'agg.layer{index}'] = _round(halves.pop(), output)
+            kept[f'agg.layer{index}'] = _concatenate(halves.pop(), output)
 
         return keep_frame, keep_global
 
     handles = [aggregator.patch_embed.register_forward_hook(keep_tokens)]
     for index in range(model.config.agg.depth):
         if f'agg.layer{index}' in names:
-            keep_frame, keep_global = keep_round(index)
+            keep_frame, keep_global = keep_concatenate(index)
             handles.append(aggregator.frame_blocks[index].register_forward_hook(keep_frame))
             handles.append(aggregator.global_blocks[index].register_forward_hook(keep_global))
     try:
@@ -173,7 +173,7 @@ def recorded_outputs(model: VGGT, names: Collection[str]) -> Iterator[dict[str, 
             handle.remove()
 
 
-def _round(within: Tensor, across: Tensor) -> Tensor:
+def _concatenate(within: Tensor, across: Tensor) -> Tensor:
     """Frame output (B·S, T, C) beside global output (B, S·T, C): (B, S, T, 2C)."""
     shape = (across.shape[0], -1, *within.shape[1:])
     return torch.cat((within.reshape(shape), across.reshape(shape)), dim=-1)

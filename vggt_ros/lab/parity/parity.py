@@ -134,7 +134,7 @@ def run_model(model: VGGT, images: Tensor, query_points: Tensor) -> dict[str, Te
         prediction = model(images, query_points)
     image_size = images.shape[-2], images.shape[-1]
     tensors = outputs(prediction, image_size)
-    tensors.update(intermediates(model, calls, model.grid(image_size)))
+    tensors.update(intermediates(model, calls, model.patch_grid(image_size)))
     return tensors
 
 

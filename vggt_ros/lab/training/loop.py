@@ -39,9 +39,9 @@ from vggt_ros.lab.training.matching import (
 )
 from vggt_ros.lab.training.samples import Sample, Source
 from vggt_ros.model import VGGT
-from vggt_ros.model.attention import explicit_attention, use_attention
+from vggt_ros.model.attention import eager_attention, use_attention
 from vggt_ros.model.block import Block
-from vggt_ros.model.vggt import HEADS
+from vggt_ros.model.vggt import ALL_HEADS
 
 PARTS = ('aggregator', 'camera_head', 'depth_head', 'point_head', 'track_head')
 LAST, BEST, CONFIG = 'last.pt', 'best.pt', 'config.json'  # files of a run
@@ -90,8 +90,10 @@ class TrainSettings:
         if self.dense_frames < 0:
             raise ValueError(f'dense_frames is {self.dense_frames}; expected 0, for all, or more')
         for turn in self.turns:
-            if not set(turn) <= set(HEADS) or not set(turn) & set(self.heads):
-                raise ValueError(f'turns has {turn}; expected heads of {HEADS} that have a loss')
+            if not set(turn) <= set(ALL_HEADS) or not set(turn) & set(self.heads):
+                raise ValueError(
+                    f'turns has {turn}; expected heads of {ALL_HEADS} that have a loss'
+                )
         unknown = set(self.frozen) - set(PARTS)
         if unknown:
             raise ValueError(f'frozen has {sorted(unknown)}; expected some of {PARTS}')
@@ -101,7 +103,7 @@ class TrainSettings:
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that have a loss."""
-        return tuple(head for head in HEADS if getattr(self.losses, head) is not None)
+        return tuple(head for head in ALL_HEADS if getattr(self.losses, head) is not None)
 
     def heads_at(self, step: int) -> tuple[str, ...]:
         """The heads that run in a step."""
@@ -134,7 +136,7 @@ class Trainer:
         if next(model.parameters()).device.type == 'cpu':
             # The backward pass of torch's fused attention takes ten times as long there: 15 ms
             # against 1.3 ms for 16 windows of 116 bfloat16 tokens and 3 heads.
-            use_attention(model, explicit_attention)
+            use_attention(model, eager_attention)
         self.model, self.source, self.settings = model, source, settings
         self.windows_seen = 0
         self.rank, self.processes = _place_among_processes()
@@ -155,7 +157,7 @@ class Trainer:
         }
         for module in model.modules():
             if isinstance(module, Block):
-                module.recompute = settings.recompute
+                module.gradient_checkpointing = settings.recompute
         if not self.parts:
             raise ValueError('there is nothing to train: no part has both a loss and its freedom')
         self.reader: FlowReader | None = None
@@ -233,17 +235,17 @@ class Trainer:
         settings, model = self.settings, self.model
         images, truth = sample.images, sample.truth
         size = images.shape[-2], images.shape[-1]
-        grid = model.grid(size)
-        rounds = set(model.rounds_for(heads))
+        grid = model.patch_grid(size)
+        layers = set(model.layers_for(heads))
         if self.reader is not None and settings.matching is not None:
-            rounds |= set(settings.matching.blocks)
+            layers |= set(settings.matching.blocks)
         queries = None if truth.tracks is None else truth.tracks[:, 0]
         lower = settings.precision == 'bfloat16'
         with (
             torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=lower),
             record_attention(model, settings.matching) as records,
         ):
-            kept = model.aggregate(model.encode(images), grid, rounds)
+            kept = model.aggregate(model.encode(images), grid, layers)
         shown, places = truth, slice(None)
         if first_dense is not None and 0 < settings.dense_frames < images.shape[1]:
             places = slice(
@@ -267,7 +269,7 @@ class Trainer:
             losses = {**losses, **found, 'total': losses.get('total', 0) + found['total']}
         if settings.matching is not None:
             targets = true_places(truth, grid)
-            special = model.aggregator.special_tokens
+            special = model.aggregator.num_special_tokens
             losses |= matching_loss(records, targets, special, settings.matching)
             losses['total'] = losses['total'] + settings.matching.weight * losses['matching']
             if self.reader is not None:

@@ -75,7 +75,7 @@ class FlowReader(nn.Module):
         """
         Compare displacements: the mean absolute error in patches, where the point is seen.
 
-        :param kept: tokens (B, S, special + P, 2C) after the rounds of the taught blocks.
+        :param kept: tokens (B, S, special + P, 2C) after the layers of the taught blocks.
         :param targets: see `true_places`.
         """
         centres = torch.cartesian_prod(*(torch.arange(side) for side in grid)).to(targets)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reconstruction that is being made becomes a scene, again and again, until it is finished."""
+"""Reads the scene of a reconstruction that is still in progress, until it is finished."""
 
 from __future__ import annotations
 
@@ -18,51 +18,50 @@ from vggt_ros.offline.window_record import list_records, read_record
 from vggt_ros.settings import UNTRAINED_WARNING
 from vggt_ros.viewer.read_scene import read_when_changed
 from vggt_ros.viewer.scene import (
-    MOST_CAMERAS,
-    MOST_POINTS,
-    NO_PICTURE,
+    MAX_CAMERAS,
+    MAX_POINTS,
+    MISSING_IMAGE_GREY,
     SceneCamera,
     ViewerScene,
     make_thumbnail,
 )
 
-_GROWTH = 1.05  # times the windows, before all of it is put together again
+_GROWTH = 1.05  # factor of the number of windows after which the map is assembled again
 
 
-def read_growing(folder: Path) -> Callable[[], ViewerScene | None]:
+def read_while_growing(folder: Path) -> Callable[[], ViewerScene | None]:
     """
-    Make what `follow` reads.
+    Return a function that reads the current scene if it has grown, else None.
 
-    :param folder: the output that was asked for; it is there when the reconstruction is finished.
-    :returns: gives the newest map whenever there is more of it; at last what was written.
+    :param folder: the output folder, which exists once the reconstruction is finished.
     """
     finished = read_when_changed(folder)
     partial = partial_folder(folder)
     known: dict[int, SceneCamera] = {}
-    seen = 0
+    windows = 0
 
     def read() -> ViewerScene | None:
-        nonlocal seen
+        nonlocal windows
         if folder.exists():
             return finished()
         names = list_records(partial)
-        if len(names) <= seen * _GROWTH:
+        if len(names) <= windows * _GROWTH:
             return None
-        seen = len(names)
+        windows = len(names)
         try:
-            return _put_together(partial, names, known)
-        except FileNotFoundError:  # it has been finished meanwhile
+            return _assemble(partial, names, known)
+        except FileNotFoundError:  # the reconstruction has just finished
             return None
 
     return read
 
 
-def _put_together(folder: Path, names: list[str], known: dict[int, SceneCamera]) -> ViewerScene:
+def _assemble(folder: Path, names: list[str], known: dict[int, SceneCamera]) -> ViewerScene:
     assembled = assemble_map(folder, read_record(folder, names[-1]).map_id)
-    cloud = build_cloud(assembled, ExportOptions(max_points=MOST_POINTS))
+    cloud = build_cloud(assembled, ExportOptions(max_points=MAX_POINTS))
     about = read_description(folder)
-    step = max(-(-len(assembled.frames) // MOST_CAMERAS), 1)
-    cameras = tuple(_see(folder, assembled, frame, known) for frame in assembled.frames[::step])
+    step = max(-(-len(assembled.frames) // MAX_CAMERAS), 1)
+    cameras = tuple(_camera(folder, assembled, frame, known) for frame in assembled.frames[::step])
     return ViewerScene(
         title=f'{about["source"]}: {len(assembled.frames)} frames so far',
         warning='' if about['model_trained'] else UNTRAINED_WARNING,
@@ -75,16 +74,16 @@ def _put_together(folder: Path, names: list[str], known: dict[int, SceneCamera])
     )
 
 
-def _see(
+def _camera(
     folder: Path, assembled: AssembledMap, frame: MapFrame, known: dict[int, SceneCamera]
 ) -> SceneCamera:
-    """Show a frame; its picture is read once."""
+    """Return the camera of a frame; its image is read once."""
     if frame.frame_id not in known:
-        none = np.full((*assembled.source_size, 3), NO_PICTURE, np.uint8)
-        kept = has_file(folder, image_name(frame.frame_id))
-        picture = read_frame_image(folder, frame.frame_id) if kept else none
-        small, intrinsics = make_thumbnail(picture, frame.intrinsics)
+        missing = np.full((*assembled.source_size, 3), MISSING_IMAGE_GREY, np.uint8)
+        exists = has_file(folder, image_name(frame.frame_id))
+        image = read_frame_image(folder, frame.frame_id) if exists else missing
+        thumbnail, intrinsics = make_thumbnail(image, frame.intrinsics)
         known[frame.frame_id] = SceneCamera(
-            frame.stamp_ns, frame.world_from_camera, intrinsics, small
+            frame.stamp_ns, frame.world_from_camera, intrinsics, thumbnail
         )
     return replace(known[frame.frame_id], world_from_camera=frame.world_from_camera)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer that updates tracks: attention over time, and over points by virtual tracks.
 
-Points do not attend to each other directly: a few learned virtual tracks gather from all points
-and give back, so that the cost is linear in the number of points. Blocks here take their residual
-from the *normalised* input, unlike those of `block.py`.
+Points do not attend to each other directly but through a few learned virtual tracks, so that the
+cost is linear in the number of points. The residual of these blocks starts from the *normalised*
+input, unlike that of `block.Block`.
 
 Source: CoTracker2 (arXiv 2307.07635), section 3.
 """
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from vggt_ros.model.attention import CrossAttention
-from vggt_ros.model.block import Mlp, draw_normal
+from vggt_ros.model.block import Mlp, init_normal
 from vggt_ros.model.config import TrackConfig
 
 MLP_RATIO = 4
 
 
-class SelfBlock(nn.Module):
+class SelfAttentionBlock(nn.Module):
     """y = norm x; y + attention(y); + mlp(norm y)."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -39,7 +39,7 @@ class SelfBlock(nn.Module):
         return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
-class CrossBlock(nn.Module):
+class CrossAttentionBlock(nn.Module):
     """The same with keys and values from a context."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -57,8 +57,8 @@ class CrossBlock(nn.Module):
         return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
-class UpdateTransformer(nn.Module):
-    """Track tokens to changes of coordinates (2) and of features (D)."""
+class UpdateFormer(nn.Module):
+    """Track tokens to updates of coordinates (2) and of features (D)."""
 
     def __init__(self, config: TrackConfig) -> None:
         super().__init__()
@@ -67,29 +67,33 @@ class UpdateTransformer(nn.Module):
         self.input_transform = nn.Linear(width, dim)
         self.output_norm = nn.LayerNorm(dim)
         self.flow_head = nn.Linear(dim, config.features + 2)
-        # The misspelling is the checkpoints'.
+        # Misspelt in the checkpoints.
         self.virual_tracks = nn.Parameter(torch.empty(1, config.num_virtual_tracks, 1, dim))
         depth = range(config.depth)
-        self.time_blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in depth)
-        self.space_virtual_blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in depth)
-        self.space_point2virtual_blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in depth)
-        self.space_virtual2point_blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in depth)
-        self._initialise()
+        self.time_blocks = nn.ModuleList(SelfAttentionBlock(dim, heads) for _ in depth)
+        self.space_virtual_blocks = nn.ModuleList(SelfAttentionBlock(dim, heads) for _ in depth)
+        self.space_point2virtual_blocks = nn.ModuleList(
+            CrossAttentionBlock(dim, heads) for _ in depth
+        )
+        self.space_virtual2point_blocks = nn.ModuleList(
+            CrossAttentionBlock(dim, heads) for _ in depth
+        )
+        self._init_weights()
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.flow_head.weight, std=0.001)
-        draw_normal(self.virual_tracks, std=1.0)
+        init_normal(self.virual_tracks, std=1.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, K, S, 3D + 4) → (B, K, S, 2 + D)."""
         batch, points, frames = tokens.shape[:3]
-        start = self.input_transform(self.input_norm(tokens))
+        embedded = self.input_transform(self.input_norm(tokens))
         virtual = self.virual_tracks.expand(batch, -1, frames, -1)
-        x = torch.cat((start, virtual), dim=1)
+        x = torch.cat((embedded, virtual), dim=1)
         layers = zip(
             self.time_blocks,
             self.space_virtual2point_blocks,
@@ -97,11 +101,11 @@ class UpdateTransformer(nn.Module):
             self.space_point2virtual_blocks,
             strict=True,
         )
-        for over_time, gather, exchange, give_back in layers:
-            x = over_time(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        for time_block, virtual2point, virtual_block, point2virtual in layers:
+            x = time_block(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             x = x.transpose(1, 2).flatten(0, 1)  # (B·S, K + V, C)
             real, virtual = x[:, :points], x[:, points:]
-            virtual = exchange(gather(virtual, real))
-            real = give_back(real, virtual)
+            virtual = virtual_block(virtual2point(virtual, real))
+            real = point2virtual(real, virtual)
             x = torch.cat((real, virtual), dim=1).unflatten(0, (batch, frames)).transpose(1, 2)
-        return cast(Tensor, self.flow_head(self.output_norm(x[:, :points] + start)))
+        return cast(Tensor, self.flow_head(self.output_norm(x[:, :points] + embedded)))
