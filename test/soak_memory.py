@@ -25,7 +25,7 @@ from ros_domain import Use, own_domain
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
-from vggt_ros.inference.network import load_network
+from vggt_ros.inference.load import load_network
 from vggt_ros.io.names import resolve_private
 from vggt_ros.lab.evaluation.truth_network import World
 from vggt_ros.ros.parameters import NodeSettings

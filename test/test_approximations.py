@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_ros.cli import approximations
-from vggt_ros.inference.network import VGGTNetwork, load_network
+from vggt_ros.inference.load import load_network
+from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import Load, make_noise_windows
 from vggt_ros.model.attention import eager_attention, use_attention
 from vggt_ros.model.prediction import HEADS

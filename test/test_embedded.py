@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vggt_ros.cli import embed, plot_curve
-from vggt_ros.inference.network import load_network
+from vggt_ros.inference.load import load_network
 from vggt_ros.lab.evaluation.synthetic_windows import evaluate_windows
 from vggt_ros.lab.training.samples import SyntheticSource
 from vggt_ros.model import VGGT, VGGTConfig, embedded

@@ -16,7 +16,7 @@ from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.rotation import rotation_angle
-from vggt_ros.inference.network import choose_device, choose_precision, load_network
+from vggt_ros.inference.load import choose_device, choose_precision, load_network
 from vggt_ros.lab.evaluation.truth_network import CONFIDENCE
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.reconstruction import PredictionError

@@ -18,7 +18,8 @@ from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.camera import invert_rigid, project
 from vggt_ros.geometry.rotation import rotation_angle
-from vggt_ros.inference.network import Network, load_network
+from vggt_ros.inference.load import load_network
+from vggt_ros.inference.network import Network
 from vggt_ros.io.recordings import open_frames
 from vggt_ros.lab.evaluation.trajectory import compare_orientations
 from vggt_ros.lab.evaluation.truth_network import Errors, World, true_intrinsics

@@ -29,7 +29,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
 
 from vggt_ros.cli import reconstruct as command
-from vggt_ros.inference.network import load_network
+from vggt_ros.inference.load import load_network
 from vggt_ros.io.recordings import open_frames
 from vggt_ros.lab.evaluation.sequences import render_sequence
 from vggt_ros.lab.synthetic.sequences import SEQUENCES

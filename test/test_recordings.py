@@ -16,7 +16,7 @@ from vggt_ros.cli import train
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points
 from vggt_ros.geometry.poses import interpolate_poses
 from vggt_ros.geometry.rotation import quaternion_from_matrix
-from vggt_ros.inference.network import load_network
+from vggt_ros.inference.load import load_network
 from vggt_ros.io.bag_recording import BagRecording
 from vggt_ros.io.recordings import open_recording
 from vggt_ros.lab.synthetic.path import smooth_path

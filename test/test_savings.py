@@ -24,8 +24,9 @@ from vggt_ros.frames.batch import Batch, PreprocessedImage
 from vggt_ros.frames.frame import Frame
 from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.inference import network as inference
+from vggt_ros.inference.load import load_network
 from vggt_ros.inference.memory import weight_bytes
-from vggt_ros.inference.network import VGGTNetwork, load_network
+from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.lab.benchmarks.naive_forward import naive_forward
 from vggt_ros.lab.benchmarks.speed import count_flops
 from vggt_ros.lab.parity.weight_recipe import fill

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from vggt_ros.inference.network import EMBEDDED, load_network
+from vggt_ros.inference.load import EMBEDDED, load_network
 from vggt_ros.lab.benchmarks.approximations import (
     PLAIN,
     Way,

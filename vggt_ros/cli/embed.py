@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vggt_ros.inference.network import load_model
+from vggt_ros.inference.load import load_model
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.model.embedded import FOLDER, write_embedded
 

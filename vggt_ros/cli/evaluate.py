@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from vggt_ros.inference.network import Network, VGGTNetwork, load_network
+from vggt_ros.inference.load import load_network
+from vggt_ros.inference.network import Network, VGGTNetwork
 from vggt_ros.io.recordings import open_recording
 from vggt_ros.lab.evaluation import recording, sequences, synthetic_windows
 from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vggt_ros.inference.network import load_network
+from vggt_ros.inference.load import load_network
 from vggt_ros.io.frame_source import IMAGE_RATE
 from vggt_ros.io.recordings import open_frames
 from vggt_ros.model.checkpoint import CheckpointError

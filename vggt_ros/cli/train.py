@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from vggt_ros.inference.network import choose_device, load_model
+from vggt_ros.inference.load import choose_device, load_model
 from vggt_ros.io.recordings import open_recording
 from vggt_ros.lab.training.initialise import start_from_nothing
 from vggt_ros.lab.training.loop import CONFIG, LAST, Trainer, train

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
-from vggt_ros.inference.network import Network, load_network
+from vggt_ros.inference.load import load_network
+from vggt_ros.inference.network import Network
 from vggt_ros.io.names import NODE
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.ros.parameters import Parameters

@@ -24,7 +24,8 @@ import torch
 
 from vggt_ros.frames.batch import Batch
 from vggt_ros.geometry.poses import Array
-from vggt_ros.inference.network import Network, load_network
+from vggt_ros.inference.load import load_network
+from vggt_ros.inference.network import Network
 from vggt_ros.lab.evaluation.truth_network import TruthNetwork, World
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.ros.node import VggtNode
