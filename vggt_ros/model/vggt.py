@@ -202,6 +202,13 @@ class VGGT(nn.Module):
             f'correlation levels needs at least {track.smallest_image} pixels a side'
         )
 
+    def clear_tables(self) -> None:
+        """Drop the cached rotary tables and positional embeddings; they are computed on demand."""
+        for module in self.modules():
+            for name in ('_rope_tables', '_codes', '_position_codes'):
+                if hasattr(module, name):
+                    getattr(module, name).clear()
+
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
             return nullcontext()
