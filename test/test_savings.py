@@ -26,9 +26,8 @@ from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.inference import network as inference
 from vggt_ros.inference.memory import weight_bytes
 from vggt_ros.inference.network import VGGTNetwork, load_network
-from vggt_ros.lab.benchmarks.naive_forward import naive_forward
-from vggt_ros.lab.benchmarks.speed import count_flops
-from vggt_ros.lab.parity.weight_recipe import fill
+from vggt_ros.lab.benchmarks.speed import count_flops, naive_forward
+from vggt_ros.lab.parity.weight_recipe import fill_weights
 from vggt_ros.model import VGGT, VGGTConfig, packed_linear
 from vggt_ros.model.attention import SelfAttention
 from vggt_ros.model.kernels import attention_order, chosen_kernel
@@ -45,7 +44,7 @@ NEEDS_X86 = pytest.mark.skipif(
 @pytest.fixture(scope='module')
 def model() -> VGGT:
     made = VGGT(VGGTConfig.small())
-    fill(made, 'savings')
+    fill_weights(made, 'savings')
     return made.eval()
 
 

@@ -20,8 +20,7 @@ import torch
 from vggt_ros.inference.memory import predict_peak
 from vggt_ros.inference.network import choose_device, choose_precision
 from vggt_ros.inference.warm_up import Load
-from vggt_ros.lab.benchmarks.speed import benchmark_network, speed_table
-from vggt_ros.lab.benchmarks.speed_plot import draw_speed
+from vggt_ros.lab.benchmarks.speed import benchmark_network, draw_speed, speed_table
 from vggt_ros.model import VGGT, VGGTConfig, store_linear_weights
 from vggt_ros.model.dense_head import FRAMES_AT_ONCE
 from vggt_ros.settings import PATCH_SIZE

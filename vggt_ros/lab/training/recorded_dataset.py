@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training windows from recordings with truth: TUM RGB-D, 7-Scenes, bags."""
+"""Training windows from recordings with ground truth: TUM RGB-D, 7-Scenes, bags."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from vggt_ros.frames.preprocessor import fit_image
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points, unproject
 from vggt_ros.io.rgbd import RgbdFrame, RgbdRecording
 from vggt_ros.lab.synthetic.windows import SPLITS
-from vggt_ros.lab.training.samples import Sample, make_sample
+from vggt_ros.lab.training.dataset import TrainingBatch, make_training_batch
 
-# Shares of a recording's time that the splits get, in the order of `SPLITS`: what is validated on
-# was recorded after what is trained on.
+# Ends of the splits, in the order of `SPLITS`, as shares of a recording: validation and test
+# frames were recorded after all training frames.
 _ENDS = (0.8, 0.9, 1.0)
-_SAME_DEPTH = 0.05  # relative difference that noise and rounding to a pixel may make
+_OCCLUSION_TOLERANCE = 0.05  # relative depth: noise and rounding to a pixel stay below it
 
 
 @dataclass(frozen=True)
-class RecordedSource:
+class RecordedDataset:
     """
-    Windows of neighbouring frames, forward or backward in time, with gaps of random length.
+    Windows of neighbouring frames, forward or backward in time, with random steps.
 
-    :raises ValueError: if a recording's split is too short for a window, or the recordings'
-        pictures differ in height at the same width.
+    :raises ValueError: if a recording's split is shorter than a window, or the recordings' images
+        differ in height at the same width.
     """
 
     recordings: Sequence[RgbdRecording]
     split: str  # 'train', 'validation' or 'test'
     seed: int
-    width: int  # pixels, a multiple of the patch size; the height follows from the pictures
-    most_frames: int = 2  # that a window will have
+    width: int  # pixels, a multiple of the patch size; the height follows from the images
+    max_frames: int = 2  # of a window
     queries: int = 0  # points to track
-    longest_step: int = 10  # frames of the recording between two of a window
+    max_step: int = 10  # frames of the recording between two of a window
     device: torch.device | str = 'cpu'
 
     def __post_init__(self) -> None:
@@ -49,11 +49,11 @@ class RecordedSource:
             raise ValueError('there are no recordings; expected at least one')
         heights = []
         for recording in self.recordings:
-            there = len(split_frames(len(recording), self.split))
-            if there < self.most_frames:
+            count = len(split_frames(len(recording), self.split))
+            if count < self.max_frames:
                 raise ValueError(
-                    f'{recording.name} has {there} frames for {self.split}; expected at least '
-                    f'the {self.most_frames} of a window'
+                    f'{recording.name} has {count} frames for {self.split}; expected at least '
+                    f'the {self.max_frames} of a window'
                 )
             first = recording.frame(0)
             if np.isnan(first.depth).all():
@@ -62,50 +62,50 @@ class RecordedSource:
             heights.append((recording.name, image.pixels.shape[0]))
         if len({height for _, height in heights}) > 1:
             raise ValueError(
-                f'pictures {self.width} pixels wide would have different heights, {heights}; '
-                'expected recordings of one shape'
+                f'images {self.width} pixels wide would have different heights, {heights}; '
+                'expected recordings of one aspect ratio'
             )
 
-    def windows(self, first: int, count: int, frames: int) -> Sample:
+    def batch(self, first: int, count: int, frames: int) -> TrainingBatch:
         """
-        Read windows; see `Source`.
+        Read windows; see `Dataset`.
 
-        :raises ValueError: if these are too long windows, or a recording cannot be read.
+        :raises ValueError: if `frames` exceeds `max_frames`, or a recording cannot be read.
         """
-        if frames > self.most_frames:
-            raise ValueError(f'{frames} frames in a window; expected at most {self.most_frames}')
-        read = [self._window(place, frames) for place in range(first, first + count)]
+        if frames > self.max_frames:
+            raise ValueError(f'{frames} frames in a window; expected at most {self.max_frames}')
+        windows = [self._window(index, frames) for index in range(first, first + count)]
         images, poses, intrinsics, depth, queries = (
-            torch.stack(part).to(self.device) for part in zip(*read, strict=True)
+            torch.stack(part).to(self.device) for part in zip(*windows, strict=True)
         )
         tracks, visible = _track(poses, intrinsics, depth, queries)
-        return make_sample(images, poses, intrinsics, depth, tracks, visible)
+        return make_training_batch(images, poses, intrinsics, depth, tracks, visible)
 
-    def _window(self, place: int, frames: int) -> tuple[Tensor, ...]:
-        draws = np.random.default_rng([self.seed, SPLITS.index(self.split), place, frames])
-        parts = [split_frames(len(recording), self.split) for recording in self.recordings]
-        lengths = np.array([len(part) for part in parts])
-        chosen = int(draws.choice(len(parts), p=lengths / lengths.sum()))
-        part, recording = parts[chosen], self.recordings[chosen]
-        longest = min(self.longest_step, (len(part) - 1) // max(frames - 1, 1))
-        steps = draws.integers(1, longest, size=frames - 1, endpoint=True)
-        begin = int(draws.integers(len(part) - steps.sum()))
-        places = part.start + begin + np.cumsum([0, *steps])
-        if draws.random() < 0.5:
-            places = places[::-1]
+    def _window(self, index: int, frames: int) -> tuple[Tensor, ...]:
+        random = np.random.default_rng([self.seed, SPLITS.index(self.split), index, frames])
+        ranges = [split_frames(len(recording), self.split) for recording in self.recordings]
+        lengths = np.array([len(each) for each in ranges])
+        chosen = int(random.choice(len(ranges), p=lengths / lengths.sum()))
+        available, recording = ranges[chosen], self.recordings[chosen]
+        max_step = min(self.max_step, (len(available) - 1) // max(frames - 1, 1))
+        steps = random.integers(1, max_step, size=frames - 1, endpoint=True)
+        start = int(random.integers(len(available) - steps.sum()))
+        indices = available.start + start + np.cumsum([0, *steps])
+        if random.random() < 0.5:
+            indices = indices[::-1]
         images, poses, intrinsics, depths = [], [], [], []
-        for index in places:
-            frame = recording.frame(int(index))
+        for frame_index in indices:
+            frame = recording.frame(int(frame_index))
             image = fit_image(frame.image, self.width, 'crop')
             images.append(image.pixels)
             poses.append(frame.world_from_camera)
             intrinsics.append(np.linalg.inv(image.source_from_network) @ frame.intrinsics)
-            depths.append(_look_up(frame, image))
+            depths.append(_sample_depth(frame, image))
         known = np.argwhere(depths[0] > 0)[:, ::-1]  # x, y
         if not len(known):
-            known = np.zeros((1, 2), known.dtype)  # nothing to track; it counts as never seen
-        queries = known[draws.integers(len(known), size=self.queries)]
-        from_first = np.linalg.inv(poses[0]) @ np.stack(poses)  # exact, however far the origin is
+            known = np.zeros((1, 2), known.dtype)  # nothing to track; never visible
+        queries = known[random.integers(len(known), size=self.queries)]
+        from_first = np.linalg.inv(poses[0]) @ np.stack(poses)  # exact far from the origin
         return (
             stack_images(images),
             *(
@@ -116,42 +116,42 @@ class RecordedSource:
 
 
 def split_frames(count: int, split: str) -> range:
-    """Say which of a recording's frames belong to a split."""
+    """Return the frames of a recording that belong to a split."""
     number = SPLITS.index(split)
     begin = _ENDS[number - 1] if number else 0.0
     return range(round(begin * count), round(_ENDS[number] * count))
 
 
-def _look_up(frame: RgbdFrame, image: PreprocessedImage) -> npt.NDArray[np.float32]:
+def _sample_depth(frame: RgbdFrame, image: PreprocessedImage) -> npt.NDArray[np.float32]:
     """Return depth (H, W) at the pixels of the network's image; 0: unknown."""
     rows, columns = np.indices(image.pixels.shape[:2])
-    found = sample_source(frame.depth, frame.image.shape, image.source_from_network, rows, columns)
-    return np.where(np.isfinite(found), found, np.float32(0))
+    depth = sample_source(frame.depth, frame.image.shape, image.source_from_network, rows, columns)
+    return np.where(np.isfinite(depth), depth, np.float32(0))
 
 
 def _track(
     world_from_camera: Tensor, intrinsics: Tensor, depth: Tensor, queries: Tensor
 ) -> tuple[Tensor, Tensor]:
     """
-    Follow points of the first frame by their depth.
+    Project points of the first frame into all frames by their depth.
 
     :param depth: (B, S, H, W), 0 where unknown.
     :param queries: (B, K, 2), x, y, whole pixels of the first frame.
-    :returns: pixels (B, S, K, 2), and whether the depth measured there says the same.
+    :returns: pixels (B, S, K, 2) and visibility (B, S, K): the depth measured there agrees.
     """
     frames, height, width = depth.shape[1:]
     x, y = queries.long().unbind(-1)
     points = unproject(depth[:, 0], intrinsics[:, 0]).flatten(1, 2)
-    chosen = points.gather(1, (y * width + x)[..., None].expand(-1, -1, 3))
-    world = transform_points(world_from_camera[:, 0], chosen)
+    points = points.gather(1, (y * width + x)[..., None].expand(-1, -1, 3))
+    points = transform_points(world_from_camera[:, 0], points)
     camera_from_world = invert_rigid(world_from_camera)[..., :3, :]
     tracks, in_camera = project(
-        world[:, None].expand(-1, frames, -1, -1), camera_from_world, intrinsics
+        points[:, None].expand(-1, frames, -1, -1), camera_from_world, intrinsics
     )
     limit = tracks.new_tensor([width - 1, height - 1])
     inside = ((tracks >= 0) & (tracks <= limit)).all(-1) & (in_camera[..., 2] > 0)
     columns, rows = torch.where(inside[..., None], tracks, 0.0).round().long().unbind(-1)
     measured = depth.flatten(2).gather(2, rows * width + columns)
-    near = (in_camera[..., 2] / measured.clamp(min=1e-6) - 1).abs() < _SAME_DEPTH
+    difference = (in_camera[..., 2] / measured.clamp(min=1e-6) - 1).abs()
     tracks = torch.where(in_camera[..., 2:] > 0, tracks, 0.0)
-    return tracks, inside & near & (measured > 0)
+    return tracks, inside & (difference < _OCCLUSION_TOLERANCE) & (measured > 0)
