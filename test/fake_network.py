@@ -22,7 +22,7 @@ import torch
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.rotation import matrix_from_quaternion
-from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork, World
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork, World
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.settings import Settings
 
@@ -51,7 +51,7 @@ class FakeNetwork(TruthNetwork):
         seconds: float = 0.0,
         image_width: int = 56,
         world: World | None = None,
-        errors: Errors | None = None,
+        errors: PredictionNoise | None = None,
     ) -> None:
         """
         Prepare the fake.
@@ -135,10 +135,10 @@ def true_depth(stamp_ns: int, height: int, width: int) -> np.ndarray:
     return World(ROOM, true_cameras).depth(stamp_ns, height, width)
 
 
-def meet_walls(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def cast_rays(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Follow the ray of each pixel to a wall.
 
     :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
     """
-    return World(ROOM, true_cameras).meet_walls(stamp_ns, height, width)
+    return World(ROOM, true_cameras).cast_rays(stamp_ns, height, width)

@@ -75,7 +75,7 @@ class Soak:
         self._executor.add_node(self.listener)
         self.publishers = MapPublishers(self.node, NodeSettings(max_path=_PATH))
         world = World(_HALF_ROOM, move)
-        self._images = [world.paint(i * PERIOD_NS, 120, 160) for i in range(_IMAGES)]
+        self._images = [world.render_image(i * PERIOD_NS, 120, 160) for i in range(_IMAGES)]
         self._sent = 0
 
     def run_window(self) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 
 from vggt_ros.lab.evaluation.sequences import render_sequence
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
 
 IMAGES = 60
 MAX_CHANGE = 0.05

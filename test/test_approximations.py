@@ -100,7 +100,7 @@ def test_losses_are_measured_on_the_same_windows(
     monkeypatch.setattr(sys, 'argv', ['approximations', '--windows', '1', '--frames', '3'])
     approximations.main()
     rows = capsys.readouterr().out.splitlines()
-    plain = next(row for row in rows if row.startswith('| plain |')).split('|')
-    assert float(plain[5]) == 0 and float(plain[6]) == 1
+    exact = next(row for row in rows if row.startswith('| exact |')).split('|')
+    assert float(exact[5]) == 0 and float(exact[6]) == 1
     rounds = next(row for row in rows if row.startswith('| frame_only_blocks: 2 |')).split('|')
     assert float(rounds[5]) > 0

@@ -13,7 +13,7 @@ import torch
 
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import expect_load, make_noise_windows
-from vggt_ros.lab.parity.weight_recipe import fill
+from vggt_ros.lab.parity.weight_recipe import fill_weights
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.prediction import HEADS
 from vggt_ros.settings import Settings
@@ -31,7 +31,7 @@ SETTINGS = {
 @pytest.fixture(scope='module')
 def model() -> VGGT:
     made = VGGT(VGGTConfig.tiny())
-    fill(made, 'compile')
+    fill_weights(made, 'compile')
     return made.eval().requires_grad_(False)
 
 

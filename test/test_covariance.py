@@ -9,18 +9,18 @@ import torch
 
 from vggt_ros.geometry.rotation import quaternion_from_matrix
 from vggt_ros.lab.evaluation import sequences
-from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
 from vggt_ros.mapping.covariance import PoseUncertainty
 
 FRAMES = 40
-NOISE = Errors(depth=0.01, rotation=math.radians(0.3), translation=0.01)
+NOISE = PredictionNoise(depth=0.01, rotation=math.radians(0.3), translation=0.01)
 
 
 def map_with(name, seed):
     """Give the updates of a map, the truth (S, 4, 4) from its first camera, and its unit in m."""
     way = SEQUENCES[name](FRAMES)
-    world = sequences.world_of(way)
+    world = sequences.sequence_world(way)
     images = np.broadcast_to(np.uint8(0), (FRAMES, 42, 56, 3))
     updates = sequences.map_sequence(TruthNetwork(world, NOISE, seed=seed), images)
     ratio = updates[0].reconstruction.depth[0] / world.depth(0, 42, 56)

@@ -11,7 +11,7 @@ import torch
 from vggt_ros.cli import embed, plot_curve
 from vggt_ros.inference.load import load_network
 from vggt_ros.lab.evaluation.synthetic_windows import evaluate_windows
-from vggt_ros.lab.training.samples import SyntheticSource
+from vggt_ros.lab.training.dataset import SyntheticDataset
 from vggt_ros.model import VGGT, VGGTConfig, embedded
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.model.embedded import find_embedded, write_embedded
@@ -83,8 +83,8 @@ def test_the_weights_of_the_package_are_whole_and_know_a_room():
     path, about = find_embedded()
     assert path.stat().st_size < embedded.MAX_BYTES
     network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
-    source = SyntheticSource('test', 11, 56, about.image_width, queries=4)
-    found = evaluate_windows(network, source, windows=12, frames=4, learnt_from=20)
+    source = SyntheticDataset('test', 11, 56, about.image_width, queries=4)
+    found = evaluate_windows(network, source, windows=12, frames=4, training_windows=20)
     ours, constant = found['model'], found['baselines']['constant_depth']
     assert ours['absrel'] < 0.7 * constant['absrel']
     assert ours['rotation_median_deg'] < found['baselines']['mean_motion']['rotation_median_deg']

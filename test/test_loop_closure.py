@@ -19,9 +19,14 @@ from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.lab.evaluation.sequences import STEP_NS, evaluate_sequence, map_sequence, world_of
-from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork, World
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.evaluation.sequences import (
+    FRAME_PERIOD_NS,
+    evaluate_sequence,
+    map_sequence,
+    sequence_world,
+)
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork, World
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.metric_scale import MotionScale
 from vggt_ros.mapping.pose_graph import NoiseSigmas, PoseGraph
@@ -29,21 +34,21 @@ from vggt_ros.model.prediction import Prediction
 from vggt_ros.settings import Settings
 
 HEIGHT, WIDTH = 28, 42
-NOISE = Errors(depth=0.01, rotation=math.radians(0.3), translation=0.01)
+NOISE = PredictionNoise(depth=0.01, rotation=math.radians(0.3), translation=0.01)
 KNOWN = NoiseSigmas(rotation=0.01, translation=0.01, scale=0.01)
 
 
 @functools.cache
 def seen(name: str, frames: int) -> tuple[World, list[np.ndarray]]:
-    world = world_of(SEQUENCES[name](frames))
-    return world, [world.paint(i * STEP_NS, HEIGHT, WIDTH) for i in range(frames)]
+    world = sequence_world(SEQUENCES[name](frames))
+    return world, [world.render_image(i * FRAME_PERIOD_NS, HEIGHT, WIDTH) for i in range(frames)]
 
 
 def figures(updates: list[MapUpdate], name: str, frames: int) -> dict[str, Any]:
     truth = SEQUENCES[name](frames).world_from_camera.numpy()
     world = seen(name, frames)[0]
     found = evaluate_sequence(
-        updates, truth, lambda i: world.depth(i * STEP_NS, HEIGHT, WIDTH), None
+        updates, truth, lambda i: world.depth(i * FRAME_PERIOD_NS, HEIGHT, WIDTH), None
     )
     print(name, found['ours'])
     return found['ours']
@@ -103,7 +108,7 @@ def test_places_that_only_look_alike_close_no_loop() -> None:
     settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'loop_closure': True}
     engine = StreamingEngine(Settings.from_flat(settings), Deluded(world, NOISE, WIDTH))
     for i, picture in enumerate(pictures[:240]):
-        update = engine.add(Frame(picture, i * STEP_NS, 'camera'))
+        update = engine.add(Frame(picture, i * FRAME_PERIOD_NS, 'camera'))
         assert update is None or update.loop_closure is None
     assert engine.counts['rejected_loops'] > 3 and 'closed_loops' not in engine.counts
 
@@ -127,7 +132,7 @@ def test_a_joint_window_that_fails_costs_no_window_of_the_map() -> None:
     world, pictures = seen('rotation', 250)
     settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'loop_closure': True}
     engine = StreamingEngine(Settings.from_flat(settings), Narrow(world, NOISE, WIDTH))
-    added = [engine.add(Frame(p, i * STEP_NS, 'camera')) for i, p in enumerate(pictures)]
+    added = [engine.add(Frame(p, i * FRAME_PERIOD_NS, 'camera')) for i, p in enumerate(pictures)]
     updates = [update for update in added if update is not None]
     assert len(updates) == 61 and {update.map_id for update in updates} == {0}
     assert engine.counts['rejected_loops'] > 0 and 'closed_loops' not in engine.counts
@@ -156,7 +161,7 @@ def test_the_metric_scale_goes_on_in_the_corrected_map() -> None:
         lambda stamps, _frame: world.cameras([round(s * 1e9) for s in stamps])[:, :3, 3], 0.05
     )
     engine = StreamingEngine(Settings.from_flat(flat), TruthNetwork(world, NOISE, WIDTH), source)
-    added = [engine.add(Frame(p, i * STEP_NS, 'camera')) for i, p in enumerate(pictures)]
+    added = [engine.add(Frame(p, i * FRAME_PERIOD_NS, 'camera')) for i, p in enumerate(pictures)]
     updates = [update for update in added if update is not None]
     assert any(update.loop_closure for update in updates)
     for update in updates[2:]:

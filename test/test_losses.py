@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vggt_ros.lab.parity.parity import build_case
-from vggt_ros.lab.parity.weight_recipe import uniform
+from vggt_ros.lab.parity.golden_cases import build_case
+from vggt_ros.lab.parity.weight_recipe import uniform_from_name
+from vggt_ros.lab.training.dataset import GroundTruth, normalise_scale
 from vggt_ros.lab.training.losses import (
     CameraLoss,
     DenseLoss,
@@ -17,7 +18,6 @@ from vggt_ros.lab.training.losses import (
     TrackLoss,
     compute_losses,
 )
-from vggt_ros.lab.training.truth import Truth, normalise_scale
 from vggt_ros.model import Prediction
 
 GOLDEN = Path(__file__).parent.parent.parent / 'shared' / 'vggt' / 'golden_public'
@@ -49,7 +49,7 @@ def settings_of(config):
             weight=values['weight'],
             shape=shape,
             shape_confidence=with_confidence,
-            kept=max(values['valid_range'], 0.0),
+            quantile=max(values['valid_range'], 0.0),
             gamma=values.get('gamma', 1.0),
             alpha=values.get('alpha', 0.2),
         )
@@ -65,7 +65,7 @@ def settings_of(config):
 
 
 def truth_of(tensors, prefix=''):
-    return Truth(
+    return GroundTruth(
         camera_from_world=tensors[f'{prefix}extrinsics'],
         intrinsics=tensors.get(f'{prefix}intrinsics', tensors.get('raw.intrinsics')),
         depth=tensors[f'{prefix}depths'],
@@ -137,7 +137,9 @@ def test_a_training_step_has_the_gradients_of_the_reference():
             assert parameter.grad is None or not parameter.grad.any(), name
             continue
         gradient = parameter.grad.double()
-        direction = torch.from_numpy(uniform(f'dot:{name}', tuple(gradient.shape), 'grad'))
+        direction = torch.from_numpy(
+            uniform_from_name(f'dot:{name}', tuple(gradient.shape), 'grad')
+        )
         norm = float(gradient.norm())
         assert norm == pytest.approx(expected['norm'], rel=2 * LIMIT, abs=1e-7), name
         dot = float((gradient * (direction.double() - 0.5)).sum())
@@ -152,7 +154,7 @@ def scene(seed=0, scenes=2, frames=3, height=28, width=42, tracks=5):
     eye[..., 3] = torch.randn(scenes, frames, 3, generator=random)
     intrinsics = torch.tensor([[40.0, 0, 21], [0, 40, 14], [0, 0, 1]])
     depth = 1 + torch.rand(scenes, frames, height, width, generator=random)
-    return Truth(
+    return GroundTruth(
         camera_from_world=eye,
         intrinsics=intrinsics.expand(scenes, frames, 3, 3),
         depth=depth,
@@ -189,7 +191,7 @@ def test_the_truth_itself_costs_nothing(norm):
 
 def test_the_unit_of_a_scene_does_not_matter():
     small = scene()
-    large = Truth(
+    large = GroundTruth(
         camera_from_world=torch.cat(
             (small.camera_from_world[..., :3], 7 * small.camera_from_world[..., 3:]), -1
         ),

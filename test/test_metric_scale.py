@@ -9,7 +9,7 @@ from fake_network import FakeNetwork, true_cameras, true_depth
 
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
-from vggt_ros.lab.evaluation.truth_network import Errors, World
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, World
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.metric_scale import DepthScale, MotionScale, ScaleSource
 from vggt_ros.settings import Settings
@@ -18,7 +18,7 @@ FRAMES = 120
 STEP_NS = 100_000_000
 HEIGHT, WIDTH = 48, 64  # of the camera's images
 SILENT = (5.0, 10.0)  # s during which nothing measures
-NOISE = Errors(depth=0.01, rotation=0.005, translation=0.01)
+NOISE = PredictionNoise(depth=0.01, rotation=0.005, translation=0.01)
 
 
 def silent(stamp: float) -> bool:
@@ -58,7 +58,7 @@ class Depths:
 
 def engine(source: ScaleSource | None, **values: object) -> StreamingEngine:
     flat = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, **values}
-    return StreamingEngine(Settings.from_flat(flat), FakeNetwork(errors=NOISE), source)
+    return StreamingEngine(Settings.from_flat(flat), FakeNetwork(prediction_noise=NOISE), source)
 
 
 def run(streaming: StreamingEngine, numbers: range = range(FRAMES)) -> list[MapUpdate]:
@@ -142,7 +142,7 @@ def test_a_standing_camera_tells_no_scale() -> None:
         ),
         0.05,
     )
-    streaming = StreamingEngine(settings, FakeNetwork(world=world, errors=NOISE), still)
+    streaming = StreamingEngine(settings, FakeNetwork(world=world, prediction_noise=NOISE), still)
     updates = run(streaming, range(16))
     assert updates and not any(update.metric.valid for update in updates)
     assert all(np.isnan(update.metric.age) for update in updates)

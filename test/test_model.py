@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vggt_ros.lab.parity.weight_recipe import fill
+from vggt_ros.lab.parity.weight_recipe import fill_weights
 from vggt_ros.model import ALL_HEADS, VGGT, Prediction, VGGTConfig, cast_linear_weights
 from vggt_ros.model.attention import (
     CrossAttention,
@@ -37,7 +37,7 @@ TINY = VGGTConfig.tiny()
 def model():
     """A tiny network in which every part has an effect, and rounding errors stay small."""
     network = VGGT(TINY).eval()
-    fill(network, 'test')
+    fill_weights(network, 'test')
     return network
 
 

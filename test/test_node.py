@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS')
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
-from fake_network import ROOM, Failure, meet_walls, true_cameras, true_depth
+from fake_network import ROOM, Failure, cast_rays, true_cameras, true_depth
 from nav_msgs.msg import Odometry
 from node_process import (
     BASE_NS,
@@ -117,7 +117,7 @@ class Truth:
         return self.scale * true_depth(stamp_ns, HEIGHT, WIDTH)
 
     def points(self, stamp_ns):
-        points = meet_walls(stamp_ns, HEIGHT, WIDTH)[1]
+        points = cast_rays(stamp_ns, HEIGHT, WIDTH)[1]
         return self.scale * (points @ self.map_from_room[:3, :3].T + self.map_from_room[:3, 3])
 
 
@@ -481,7 +481,7 @@ def test_tracks_keep_their_ids_and_cost_nothing_without_subscribers(idle, node):
 def wall_at(stamp_ns, pixel):
     """Return the point of the wall at a pixel of our 64x48 image; the network's has 56x42."""
     small = (pixel[None].astype(float) + 0.5) * WIDTH / 64 - 0.5
-    return World(ROOM, true_cameras).meet_walls_at(stamp_ns, small, HEIGHT, WIDTH)[1][0]
+    return World(ROOM, true_cameras).cast_rays_at(stamp_ns, small, HEIGHT, WIDTH)[1][0]
 
 
 def test_diagnostics_warn_that_lengths_are_not_metres(driver):

@@ -13,8 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vggt_ros.lab.parity.parity import build_case, check_case, deviation, outputs, run_model
-from vggt_ros.lab.parity.weight_recipe import uniform, weight
+from vggt_ros.lab.parity.golden_cases import (
+    build_case,
+    check_case,
+    named_outputs,
+    relative_deviation,
+    run_model,
+)
+from vggt_ros.lab.parity.weight_recipe import uniform_from_name, weight_from_name
 from vggt_ros.model import VGGT, VGGTConfig, cast_linear_weights
 from vggt_ros.model.attention import patch_positions, rope_table
 
@@ -52,15 +58,17 @@ def test_a_wrong_norm_epsilon_would_be_noticed():
     ours = run_model(model, inputs['images'], inputs['query_points'])
     golden = load_file(folder / 'outputs.safetensors')
     name = 'dino.patch_tokens'
-    assert deviation(golden[name], ours[name]) > 5e-5
+    assert relative_deviation(golden[name], ours[name]) > 5e-5
 
 
 def test_deviation_is_infinite_for_other_shapes_and_for_values_that_are_not_finite():
     golden = torch.tensor([1.0, 2.0, float('inf')])
-    assert deviation(golden, golden) == 0
-    assert deviation(golden, torch.tensor([1.0, 2.1, float('inf')])) == pytest.approx(0.2)
-    assert deviation(golden, golden[:2]) == float('inf')
-    assert deviation(golden, torch.tensor([1.0, float('nan'), float('inf')])) == float('inf')
+    assert relative_deviation(golden, golden) == 0
+    assert relative_deviation(golden, torch.tensor([1.0, 2.1, float('inf')])) == pytest.approx(0.2)
+    assert relative_deviation(golden, golden[:2]) == float('inf')
+    assert relative_deviation(golden, torch.tensor([1.0, float('nan'), float('inf')])) == float(
+        'inf'
+    )
 
 
 def test_full_size_has_exactly_the_keys_and_shapes_of_the_released_checkpoint():
@@ -79,11 +87,11 @@ def test_full_size_has_exactly_the_keys_and_shapes_of_the_released_checkpoint():
 
 
 def test_recipe_draws_the_same_bits_everywhere():
-    assert uniform('images', (2, 2), 'x').tolist() == [
+    assert uniform_from_name('images', (2, 2), 'x').tolist() == [
         [0.16199523210525513, 0.5587193369865417],
         [0.338742733001709, 0.08839666843414307],
     ]
-    assert weight('a.gamma', (2,), 's').dtype == 'float32'
+    assert weight_from_name('a.gamma', (2,), 's').dtype == 'float32'
 
 
 @needs_shared
@@ -101,8 +109,8 @@ def test_rope_table_is_that_of_the_reference_without_autocast():
     positions = torch.arange(38)[:, None].expand(-1, 2)
     cos, sin = rope_table(positions, head_dim=64, base=100)
     for axis in range(2):
-        assert deviation(golden['cos_fp32'], cos[:, axis].repeat(1, 2)) < 1e-6
-        assert deviation(golden['sin_fp32'], sin[:, axis].repeat(1, 2)) < 1e-6
+        assert relative_deviation(golden['cos_fp32'], cos[:, axis].repeat(1, 2)) < 1e-6
+        assert relative_deviation(golden['sin_fp32'], sin[:, axis].repeat(1, 2)) < 1e-6
 
 
 def test_patches_count_from_one_and_special_tokens_sit_at_the_origin():
@@ -121,7 +129,7 @@ def test_bfloat16_weights_give_the_reference_under_autocast_within_a_percent(cas
     with torch.no_grad():
         prediction = model(inputs['images'], inputs['query_points'])
     image_size = inputs['images'].shape[-2:]
-    ours = outputs(prediction, (image_size[0], image_size[1]))
+    ours = named_outputs(prediction, (image_size[0], image_size[1]))
     emulated = load_file(folder / 'outputs_emulated_bf16_autocast.safetensors')
     exact = load_file(folder / 'outputs.safetensors')
     for name in ('pose_enc', 'depth', 'depth_conf', 'world_points', 'world_points_conf'):

@@ -140,7 +140,7 @@ def test_each_number_is_one_point_of_the_scene_over_many_windows(lens: str) -> N
                 number, pixel = int(tracks.ids[k]), tracks.pixels[i, k]
                 if number not in points:
                     small = to_network(pixel[None], lens)
-                    found = WORLD.meet_walls_at(taken.stamp_ns, small, SMALL_HEIGHT, SMALL_WIDTH)
+                    found = WORLD.cast_rays_at(taken.stamp_ns, small, SMALL_HEIGHT, SMALL_WIDTH)
                     points[number] = found[1][0]
                 expected = see(points[number][None], taken.stamp_ns, lens)[0]
                 np.testing.assert_allclose(pixel, expected, atol=SAME)

@@ -21,8 +21,8 @@ from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.inference.load import load_network
 from vggt_ros.inference.network import Network
 from vggt_ros.io.recordings import open_frames
-from vggt_ros.lab.evaluation.trajectory import compare_orientations
-from vggt_ros.lab.evaluation.truth_network import Errors, World, true_intrinsics
+from vggt_ros.lab.evaluation.trajectory_errors import orientation_errors
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, World, true_intrinsics
 from vggt_ros.lab.synthetic.windows import render_windows, window_seeds
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.model.prediction import Prediction
@@ -101,7 +101,7 @@ def true_tracks(stamps: list[int], queries: np.ndarray) -> np.ndarray:
 
 def one_window(network: Network, images: list[np.ndarray] | None = None) -> MapUpdate:
     """Send the frames of one window through an engine."""
-    images = images or [ROOM.paint(stamp, HEIGHT, WIDTH) for stamp in STAMPS]
+    images = images or [ROOM.render_image(stamp, HEIGHT, WIDTH) for stamp in STAMPS]
     engine = StreamingEngine(
         Settings.from_flat({'window_size': len(images), 'window_stride': 1, 'min_parallax': 0.0}),
         network,
@@ -202,8 +202,8 @@ def rotation_errors(update: MapUpdate, result: Refinement) -> tuple[float, float
 
 def test_a_window_with_wrong_cameras_is_refined() -> None:
     pytest.importorskip('pycolmap', reason='needs pycolmap')
-    errors = Errors(depth=0.02, rotation=math.radians(2), translation=0.03)
-    network = TrackingNetwork(noise=0.5, lost=0.1, errors=errors)
+    errors = PredictionNoise(depth=0.02, rotation=math.radians(2), translation=0.03)
+    network = TrackingNetwork(noise=0.5, lost=0.1, prediction_noise=errors)
     update = one_window(network)
     result = refine_window(network, update.batch, update.reconstruction)
     before, after = rotation_errors(update, result)
@@ -252,16 +252,16 @@ def test_a_map_of_several_windows_is_refined(tmp_path) -> None:
     stamps = [i * STEP for i in range(12)]
     (tmp_path / 'images').mkdir()
     for i, stamp in enumerate(stamps):
-        image = Image.fromarray(ROOM.paint(stamp, HEIGHT, WIDTH))
+        image = Image.fromarray(ROOM.render_image(stamp, HEIGHT, WIDTH))
         image.save(tmp_path / 'images' / f'{i}.png')
     source = open_frames(str(tmp_path / 'images'), rate=1e9 / STEP)
     flat = {'window_size': 6, 'window_stride': 3, 'min_parallax': 0.0, 'min_confidence': 0.0}
 
     def error(refine: bool) -> tuple[float, str]:
-        errors = Errors(depth=0.01, rotation=math.radians(2), translation=0.03)
+        errors = PredictionNoise(depth=0.01, rotation=math.radians(2), translation=0.03)
         exported = reconstruct_recording(
             source,
-            TrackingNetwork(noise=0.5, errors=errors),  # type: ignore[arg-type]
+            TrackingNetwork(noise=0.5, prediction_noise=errors),  # type: ignore[arg-type]
             Settings.from_flat(flat),
             ReconstructOptions(RunOptions(tracks=refine), ExportOptions(refine=refine)),
             tmp_path / f'map{refine}',
@@ -271,7 +271,7 @@ def test_a_map_of_several_windows_is_refined(tmp_path) -> None:
         assert exported is not None and len(exported.map.windows) == 3
         poses = np.stack([frame.world_from_camera for frame in exported.map.frames])
         truth = true_cameras(stamps)
-        angle = compare_orientations(truth, poses).mean()
+        angle = orientation_errors(truth, poses).mean()
         return math.degrees(angle), exported.description.get('refinement', '')
 
     (before, nothing), (after, refinement) = error(False), error(True)

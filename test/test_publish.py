@@ -27,9 +27,9 @@ from vggt_ros.frames.frame import Frame
 from vggt_ros.geometry.poses import matrices_from_poses, pose_from_message
 from vggt_ros.io.message_building import MessageBuilder
 from vggt_ros.io.message_reading import ns_from_time
-from vggt_ros.lab.evaluation.sequences import STEP_NS, map_sequence, world_of
-from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.evaluation.sequences import FRAME_PERIOD_NS, map_sequence, sequence_world
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
 from vggt_ros.mapping.map_update import corrected_registrations
 from vggt_ros.mapping.metric_scale import MetricScale
 from vggt_ros.ros.diagnostics import Diagnostics
@@ -157,9 +157,9 @@ def test_the_path_keeps_its_newest_poses_only(node, updates):
 
 def test_a_closed_loop_corrects_the_path(node):
     pytest.importorskip('gtsam', reason='needs GTSAM')
-    world = world_of(SEQUENCES['rotation'](200))
-    images = [world.paint(i * STEP_NS, 28, 42) for i in range(200)]
-    noise = Errors(depth=0.01, rotation=0.01, translation=0.01)
+    world = sequence_world(SEQUENCES['rotation'](200))
+    images = [world.render_image(i * FRAME_PERIOD_NS, 28, 42) for i in range(200)]
+    noise = PredictionNoise(depth=0.01, rotation=0.01, translation=0.01)
     updates = map_sequence(TruthNetwork(world, noise, 42), images, loop_closure=True)
     assert any(update.loop_closure for update in updates)
     publishers = MapPublishers(node, NodeSettings())

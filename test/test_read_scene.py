@@ -13,7 +13,7 @@ from PIL import Image
 
 from vggt_ros.cli import view
 from vggt_ros.io.trajectory_file import write_trajectory
-from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 from vggt_ros.viewer.read_scene import read_scene, read_when_changed
 
 FRAMES, POINTS = 4, 12
@@ -25,7 +25,7 @@ VERTEX = np.dtype(
     + [('confidence', '<f4'), ('frame', '<i4')]
 )
 KINDS = {'<f4': 'float', '|u1': 'uchar', '<i4': 'int'}
-POSES = smooth_path(FRAMES, seed=1).double().numpy()
+POSES = smooth_trajectory(FRAMES, seed=1).double().numpy()
 
 
 def write_cloud(path, points):

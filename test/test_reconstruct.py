@@ -32,7 +32,7 @@ from vggt_ros.cli import reconstruct as command
 from vggt_ros.inference.load import load_network
 from vggt_ros.io.recordings import open_frames
 from vggt_ros.lab.evaluation.sequences import render_sequence
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
 from vggt_ros.offline.assembled_map import assemble_map
 from vggt_ros.offline.frame_images import read_frame_depth
 from vggt_ros.offline.jobs import run_jobs

@@ -18,10 +18,10 @@ from vggt_ros.geometry.rotation import matrix_from_quaternion, nearest_rotation
 from vggt_ros.io.rgbd import RgbdFrame
 from vggt_ros.io.trajectory_file import write_trajectory
 from vggt_ros.lab.evaluation.recording import compare_clouds, evaluate_recording
-from vggt_ros.lab.evaluation.trajectory import compare_paths, relative_errors
-from vggt_ros.lab.synthetic.path import smooth_path
+from vggt_ros.lab.evaluation.trajectory_errors import compare_trajectories, relative_pose_errors
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
+from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 from vggt_ros.model.prediction import Prediction
 from vggt_ros.settings import Settings
 
@@ -36,7 +36,7 @@ class RoomRecording:
     name = 'room'
 
     def __init__(self):
-        self.poses = smooth_path(FRAMES, seed=3)
+        self.poses = smooth_trajectory(FRAMES, seed=3)
         matrices = MATRIX.expand(FRAMES, 3, 3)
         self.images, self.depth = render(
             SyntheticScene.room(5), self.poses, matrices, HEIGHT, WIDTH
@@ -90,7 +90,7 @@ def recording():
 
 def test_what_knows_the_truth_makes_no_error(recording):
     way = evaluate_recording(Knowing(recording, growth=0.1), recording, SETTINGS)
-    found = way.figures
+    found = way.metrics
     assert (found['maps'], found['frames']) == (1, FRAMES)
     assert found['ate_percent'] < 0.01 and found['rotation_deg'] < 0.05
     assert found['rpe_m'] < 1e-4 and found['rpe_deg'] < 0.05
@@ -133,7 +133,7 @@ def test_the_command_writes_paths_that_others_read(recording, tmp_path, monkeypa
 
 def test_errors_are_those_of_evo(tmp_path):
     random = np.random.default_rng(0)
-    truth = smooth_path(50, seed=1).double().numpy()
+    truth = smooth_trajectory(50, seed=1).double().numpy()
     turns = nearest_rotation(torch.from_numpy(truth[:, :3, :3]))  # they were single precision
     truth[:, :3, :3] = turns.numpy()
     estimate = truth.copy()
@@ -148,11 +148,11 @@ def test_errors_are_those_of_evo(tmp_path):
     pair[1].align(pair[0], correct_scale=True)
     absolute = APE(PoseRelation.translation_part)
     absolute.process_data(pair)
-    errors = compare_paths(truth, estimate)
+    errors = compare_trajectories(truth, estimate)
     rms = absolute.get_statistic(StatisticsType.rmse)
     assert errors.position_rms == pytest.approx(rms, abs=1e-9)
     fitted = errors.truth_from_estimate.transform_poses(estimate)
-    moved, turned = relative_errors(truth, fitted)
+    moved, turned = relative_pose_errors(truth, fitted)
     for ours, relation in (
         (moved, PoseRelation.translation_part),
         (turned, PoseRelation.rotation_angle_rad),

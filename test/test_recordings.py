@@ -19,10 +19,10 @@ from vggt_ros.geometry.rotation import quaternion_from_matrix
 from vggt_ros.inference.load import load_network
 from vggt_ros.io.bag_recording import BagRecording
 from vggt_ros.io.recordings import open_recording
-from vggt_ros.lab.synthetic.path import smooth_path
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
-from vggt_ros.lab.training.recordings import RecordedSource, split_frames
+from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
+from vggt_ros.lab.training.recorded_dataset import RecordedDataset, split_frames
 from vggt_ros.settings import ModelSettings
 
 FRAMES, HEIGHT, WIDTH = 10, 48, 64
@@ -34,7 +34,7 @@ TYPES = get_typestore(Stores.ROS2_JAZZY)
 @pytest.fixture(scope='module')
 def scene():
     """Ten views of a room: images, depth (m), camera-to-world poses and intrinsics."""
-    poses = smooth_path(FRAMES, seed=3)
+    poses = smooth_trajectory(FRAMES, seed=3)
     focal = WIDTH * 525 / 640  # as the recordings' cameras
     matrix = torch.tensor(
         [[focal, 0, 319.5 * WIDTH / 640], [0, focal, 239.5 * WIDTH / 640], [0, 0, 1]]
@@ -306,7 +306,7 @@ def test_a_euroc_sequence_is_read_without_depth(tmp_path, scene):
     assert frame.calibration.D.tolist() == [-0.28, 0.07, 0.0002, 0.00002]
     assert np.isnan(frame.depth).all()
     with pytest.raises(ValueError, match='has no depth; expected a recording with it'):
-        RecordedSource([recording], 'train', 0, 42, 4)
+        RecordedDataset([recording], 'train', 0, 42, 4)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ def test_an_incomplete_euroc_sequence_is_rejected(tmp_path, scene, file, text, s
 
 
 def test_windows_of_a_recording_are_consistent(tmp_path, scene):
-    source = RecordedSource([open_recording(write_tum(tmp_path, scene))], 'train', 0, 42, 4, 6)
-    sample = source.windows(0, 3, 4)
+    source = RecordedDataset([open_recording(write_tum(tmp_path, scene))], 'train', 0, 42, 4, 6)
+    sample = source.batch(0, 3, 4)
     truth = sample.truth
     assert sample.images.shape == (3, 4, 3, 28, 42)
     assert truth.tracks.shape == (3, 4, 6, 2) and truth.visible[:, 0].all()
@@ -351,7 +351,7 @@ def test_windows_of_a_recording_are_consistent(tmp_path, scene):
     torch.testing.assert_close(
         transform_points(back[:, -1], in_camera), world, atol=1e-4, rtol=1e-4
     )
-    again = source.windows(1, 1, 4)
+    again = source.batch(1, 1, 4)
     assert torch.equal(again.images[0], sample.images[1])
     assert torch.equal(again.truth.depth[0], truth.depth[1])
 
@@ -361,9 +361,9 @@ def test_splits_of_a_recording_share_no_frame(tmp_path, scene):
     parts = [set(split_frames(len(recording), split)) for split in ('train', 'validation', 'test')]
     assert set.union(*parts) == set(range(FRAMES)) and sum(map(len, parts)) == FRAMES
     with pytest.raises(ValueError, match='1 frames for validation; expected at least the 2'):
-        RecordedSource([recording], 'validation', 0, 42)
+        RecordedDataset([recording], 'validation', 0, 42)
     with pytest.raises(ValueError, match='3 frames in a window; expected at most 2'):
-        RecordedSource([recording], 'train', 0, 42).windows(0, 1, 3)
+        RecordedDataset([recording], 'train', 0, 42).batch(0, 1, 3)
 
 
 def test_poses_are_interpolated():

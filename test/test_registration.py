@@ -22,38 +22,38 @@ from vggt_ros.cli import evaluate
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
 from vggt_ros.lab.evaluation.sequences import (
-    STEP_NS,
+    FRAME_PERIOD_NS,
     evaluate_sequence,
     map_sequence,
     render_sequence,
-    world_of,
+    sequence_world,
 )
-from vggt_ros.lab.evaluation.trajectory import compare_orientations, compare_paths
-from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork, World
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.evaluation.trajectory_errors import compare_trajectories, orientation_errors
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork, World
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.settings import Settings
 
 FRAMES, HEIGHT, WIDTH = 500, 28, 42
-NOISE = Errors(depth=0.01, rotation=math.radians(0.3), translation=0.01)
+NOISE = PredictionNoise(depth=0.01, rotation=math.radians(0.3), translation=0.01)
 WINDOWS = Settings.from_flat({'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0})
 PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
 
 def world(name: str) -> World:
-    return world_of(SEQUENCES[name](FRAMES))
+    return sequence_world(SEQUENCES[name](FRAMES))
 
 
 @functools.cache
 def run(
-    name: str, errors: Errors | None = None, frames: int = FRAMES, lost: int | None = None
+    name: str, errors: PredictionNoise | None = None, frames: int = FRAMES, lost: int | None = None
 ) -> tuple[list[MapUpdate], dict[str, Any]]:
     """Send the first frames of a sequence through an engine; tests share what comes out."""
     seen = world(name)
     updates = map_sequence(TruthNetwork(seen, errors, WIDTH), [PICTURE] * frames, lost)
     truth = SEQUENCES[name](FRAMES).world_from_camera.numpy()
     return updates, evaluate_sequence(
-        updates, truth, lambda i: seen.depth(i * STEP_NS, HEIGHT, WIDTH), None
+        updates, truth, lambda i: seen.depth(i * FRAME_PERIOD_NS, HEIGHT, WIDTH), None
     )
 
 
@@ -86,11 +86,11 @@ def test_an_anchor_slows_down_how_turns_add_up() -> None:
     seen = world('corridor')
     settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'anchor_windows': 30}
     streaming = StreamingEngine(Settings.from_flat(settings), TruthNetwork(seen, NOISE, WIDTH))
-    added = [streaming.add(Frame(PICTURE, i * STEP_NS, 'camera')) for i in range(FRAMES)]
+    added = [streaming.add(Frame(PICTURE, i * FRAME_PERIOD_NS, 'camera')) for i in range(FRAMES)]
     updates = [update for update in added if update is not None]
     truth = SEQUENCES['corridor'](FRAMES).world_from_camera.numpy()
     held = evaluate_sequence(
-        updates, truth, lambda i: seen.depth(i * STEP_NS, HEIGHT, WIDTH), None
+        updates, truth, lambda i: seen.depth(i * FRAME_PERIOD_NS, HEIGHT, WIDTH), None
     )['ours']
     free = run('corridor', NOISE)[1]['ours']
     print(held, free)
@@ -110,9 +110,9 @@ def test_a_straight_line_is_joined_better_than_by_camera_centres() -> None:
 def test_depth_that_contradicts_itself_tells_no_scale_without_motion(
     name: str, held: bool
 ) -> None:
-    network = TruthNetwork(world(name), Errors(depth=0.15), WIDTH)
+    network = TruthNetwork(world(name), PredictionNoise(depth=0.15), WIDTH)
     streaming = StreamingEngine(WINDOWS, network)
-    added = (streaming.add(Frame(PICTURE, i * STEP_NS, 'camera')) for i in range(12))
+    added = (streaming.add(Frame(PICTURE, i * FRAME_PERIOD_NS, 'camera')) for i in range(12))
     first, second = (update for update in added if update is not None)
     assert (first.registration.scale_held, second.registration.scale_held) == (False, held)
     assert streaming.counts.get('held_scales', 0) == held
@@ -133,12 +133,12 @@ def test_one_wrong_camera_does_not_bend_the_map() -> None:
 
     seen = world('corridor')
     streaming = StreamingEngine(WINDOWS, OneWrongCamera(seen, NOISE, WIDTH))
-    added = [streaming.add(Frame(PICTURE, i * STEP_NS, 'camera')) for i in range(12)]
+    added = [streaming.add(Frame(PICTURE, i * FRAME_PERIOD_NS, 'camera')) for i in range(12)]
     update = added[-1]
     assert update is not None and update.window_id == 1
     # The plain mean of four rotations would be off by 20 / 4 degrees.
     newest = [frame.stamp_ns for frame in update.batch.frames]
-    wrong = compare_orientations(
+    wrong = orientation_errors(
         np.concatenate([seen.cameras([0]), seen.cameras(newest[-1:])]),
         np.stack([np.eye(4), update.world_from_camera[-1]]),
     )
@@ -155,7 +155,7 @@ def test_a_lost_window_is_a_declared_break_and_no_false_join() -> None:
         mine = [update for update in updates if update.map_id == number]
         stamps = [frame.stamp_ns for update in mine for frame in update.batch.frames]
         estimate = np.concatenate([update.world_from_camera for update in mine])
-        errors = compare_paths(world('corridor').cameras(stamps), estimate)
+        errors = compare_trajectories(world('corridor').cameras(stamps), estimate)
         assert errors.position_rms < 1e-4 * errors.length
 
 
@@ -166,10 +166,10 @@ def test_what_is_rendered_is_what_the_way_sees() -> None:
     way = SEQUENCES['loop'](12)
     images, depth = render_sequence(way, 0, HEIGHT, WIDTH)
     assert images.shape == (12, HEIGHT, WIDTH, 3) and images.std() > 5
-    empty = world_of(way)
+    empty = sequence_world(way)
     bare = []
     for i in range(12):
-        walls = empty.depth(i * STEP_NS, HEIGHT, WIDTH)
+        walls = empty.depth(i * FRAME_PERIOD_NS, HEIGHT, WIDTH)
         assert (depth[i] < 1.001 * walls).all()  # furniture stands before the walls
         bare.append((np.abs(depth[i] / walls - 1) < 0.001).mean())
     assert np.mean(bare) > 0.3

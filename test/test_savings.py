@@ -27,9 +27,8 @@ from vggt_ros.inference import network as inference
 from vggt_ros.inference.load import load_network
 from vggt_ros.inference.memory import weight_bytes
 from vggt_ros.inference.network import VGGTNetwork
-from vggt_ros.lab.benchmarks.naive_forward import naive_forward
-from vggt_ros.lab.benchmarks.speed import count_flops
-from vggt_ros.lab.parity.weight_recipe import fill
+from vggt_ros.lab.benchmarks.speed import count_flops, naive_forward
+from vggt_ros.lab.parity.weight_recipe import fill_weights
 from vggt_ros.model import VGGT, VGGTConfig, linear_weights
 from vggt_ros.model.attention import SelfAttention
 from vggt_ros.model.kernels import attention_backends, selected_backend
@@ -47,7 +46,7 @@ NEEDS_X86 = pytest.mark.skipif(
 @pytest.fixture(scope='module')
 def model() -> VGGT:
     made = VGGT(VGGTConfig.small())
-    fill(made, 'savings')
+    fill_weights(made, 'savings')
     return made.eval()
 
 

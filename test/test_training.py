@@ -11,21 +11,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from vggt_ros.lab.training.initialise import start_from_nothing
-from vggt_ros.lab.training.loop import PARTS, Trainer, TrainSettings, train
+from vggt_ros.lab.training.dataset import SyntheticDataset
+from vggt_ros.lab.training.loop import initialise_weights, train
 from vggt_ros.lab.training.losses import DenseLoss, LossSettings, TrackLoss
 from vggt_ros.lab.training.matching import (
     MatchingLoss,
     matching_loss,
+    matching_targets,
     record_attention,
-    true_places,
 )
-from vggt_ros.lab.training.recipes import RECIPES
-from vggt_ros.lab.training.samples import SyntheticSource
+from vggt_ros.lab.training.recipes import PARTS, RECIPES, TrainSettings
+from vggt_ros.lab.training.trainer import Trainer
 from vggt_ros.model import VGGT, VGGTConfig, load_checkpoint
 
 HEIGHT, WIDTH = 28, 42
-SOURCE = SyntheticSource('train', 0, HEIGHT, WIDTH, queries=4)
+SOURCE = SyntheticDataset('train', 0, HEIGHT, WIDTH, queries=4)
 MATCHING = MatchingLoss(blocks=(1,))
 SETTINGS = TrainSettings(
     windows=16, batch=4, frames=(2, 3), validate_every=8, validation_windows=4, matching=MATCHING
@@ -35,7 +35,7 @@ SETTINGS = TrainSettings(
 def new_model():
     torch.manual_seed(0)
     model = VGGT(VGGTConfig.tiny())
-    start_from_nothing(model, 0)
+    initialise_weights(model, 0)
     return model
 
 
@@ -56,7 +56,7 @@ class OneSample:
     """The same windows again and again."""
 
     def __init__(self, count, frames):
-        self.sample = SOURCE.windows(0, count, frames)
+        self.sample = SOURCE.batch(0, count, frames)
 
     def windows(self, first, count, frames):  # noqa: ARG002 - what a source is asked for
         return self.sample
@@ -73,7 +73,7 @@ def test_it_learns_windows_by_heart():
         weight_decay=0.0,
         ema=0.99,
         precision='float32',
-        losses=LossSettings(depth=DenseLoss(kept=0.0)),
+        losses=LossSettings(depth=DenseLoss(quantile=0.0)),
         matching=MATCHING,
         validation_windows=windows,
     )
@@ -129,8 +129,8 @@ def test_recomputed_blocks_give_the_same_gradients():
 
 
 def test_heads_take_turns():
-    turns = (('camera',), ('camera', 'depth'))
-    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, turns=turns, frames=(2,)))
+    schedule = (('camera',), ('camera', 'depth'))
+    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, head_schedule=schedule, frames=(2,)))
     before = [parameter.clone() for parameter in trainer.parts['depth_head']]
     told = trainer.step()
     assert 'gradient_camera_head' in told and 'gradient_depth_head' not in told
@@ -141,7 +141,7 @@ def test_heads_take_turns():
 
 def test_dense_heads_are_shown_some_frames():
     trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, precision='float32', dense_frames=1))
-    sample = SOURCE.windows(0, 2, 3)
+    sample = SOURCE.batch(0, 2, 3)
     heads = ('camera', 'depth')
     whole = trainer.losses(sample, heads)
     one_by_one = [trainer.losses(sample, heads, first) for first in range(3)]
@@ -170,7 +170,7 @@ def test_every_part_learns_when_every_head_has_a_loss():
     trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, losses=losses))
     told = trainer.step()
     assert {name for name in told if name.startswith('gradient_')} == {
-        f'gradient_{part}' for part in (*PARTS, 'reader')
+        f'gradient_{part}' for part in (*PARTS, 'flow_probe')
     }
     unused = {
         name
@@ -196,7 +196,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_change():
         ({'windows': 0}, 'windows is 0'),
         ({'batch': 5, 'accumulate': 2}, 'multiple of accumulate'),
         ({'frames': ()}, 'frames is'),
-        ({'turns': (('points',),)}, 'turns has'),
+        ({'head_schedule': (('points',),)}, 'head_schedule has'),
         ({'dense_frames': -1}, 'dense_frames is -1'),
         ({'frozen': ('brain',)}, 'brain'),
         ({'precision': 'float8'}, 'float8'),
@@ -208,7 +208,7 @@ def test_settings_that_cannot_work_are_refused(wrong, told):
 
 
 def test_a_run_that_cannot_start_says_why():
-    with pytest.raises(ValueError, match='matching wants blocks'):
+    with pytest.raises(ValueError, match='matching needs blocks'):
         Trainer(new_model(), SOURCE, replace(SETTINGS, matching=MatchingLoss(blocks=(7,))))
     with pytest.raises(ValueError, match='nothing to train'):
         Trainer(new_model(), SOURCE, replace(SETTINGS, frozen=PARTS))
@@ -223,15 +223,15 @@ def test_the_learning_rate_warms_up_and_falls():
 @pytest.mark.parametrize('name', sorted(RECIPES))
 def test_recipes_fit_the_small_network(name):
     if RECIPES[name].matching is not None:
-        RECIPES[name].matching.check(VGGT(VGGTConfig.small()))
+        RECIPES[name].matching.validate(VGGT(VGGTConfig.small()))
 
 
 # --- matching
 
 
 def test_true_places_point_at_the_same_surface():
-    truth = SyntheticSource('train', 1, 84, 112).windows(0, 4, 3).truth
-    places = true_places(truth, (6, 8))
+    truth = SyntheticDataset('train', 1, 84, 112).batch(0, 4, 3).truth
+    places = matching_targets(truth, (6, 8))
     assert places.shape == (4, 3, 48, 3, 48)
     sums = places.sum(-1)
     assert ((sums - 1).abs() < 1e-4).logical_or(sums == 0).all()
@@ -245,21 +245,21 @@ def test_true_places_point_at_the_same_surface():
 
 
 def test_still_cameras_match_every_patch_with_itself():
-    sample = SOURCE.windows(0, 1, 2)
+    sample = SOURCE.batch(0, 1, 2)
     truth = replace(
         sample.truth,
         camera_from_world=sample.truth.camera_from_world[:, :1].expand(-1, 2, -1, -1),
         depth=sample.truth.depth[:, :1].expand(-1, 2, -1, -1),
         points=sample.truth.points[:, :1].expand(-1, 2, -1, -1, -1),
     )
-    places = true_places(truth, (2, 3))[0, 0, :, 1]
+    places = matching_targets(truth, (2, 3))[0, 0, :, 1]
     # Its point is half a pixel beside the middle of the patch.
     assert (places.diagonal() > 0.9).all()
 
 
 def test_matching_loss_is_low_where_attention_is_right():
-    truth = SOURCE.windows(0, 2, 3).truth
-    targets = true_places(truth, (2, 3))
+    truth = SOURCE.batch(0, 2, 3).truth
+    targets = matching_targets(truth, (2, 3))
     special, patches, frames = 1, 6, 3
     settings = MatchingLoss(blocks=(0,), first_frame_head=0, any_frame_head=1)
     tokens = frames * (special + patches)
@@ -280,7 +280,7 @@ def test_matching_loss_is_low_where_attention_is_right():
 
 def test_recording_changes_nothing_and_ends():
     model = new_model().eval()
-    images = SOURCE.windows(0, 2, 3).images
+    images = SOURCE.batch(0, 2, 3).images
     plain = model(images, heads=('camera',)).pose_encodings[-1]
     with record_attention(model, MATCHING) as kept:
         while_recorded = model(images, heads=('camera',)).pose_encodings[-1]
@@ -310,7 +310,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         port = free.getsockname()[1]
     start = multiprocessing.get_context('forkserver')
     # What takes both of them longest to import, once; the optimiser imports torch._dynamo.
-    start.set_forkserver_preload(['torch._dynamo', 'vggt_ros.lab.training.loop'])
+    start.set_forkserver_preload(['torch._dynamo', 'vggt_ros.lab.training.trainer'])
     ranks = [start.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in ranks:
         process.start()

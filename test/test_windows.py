@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic training windows, by laws: truth agrees with itself, seeds decide everything."""
+"""Synthetic windows: the ground truth is consistent, and determined by the seed alone."""
 
 import math
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points, unproject
-from vggt_ros.lab.evaluation.contact_sheet import draw_windows
-from vggt_ros.lab.synthetic.draws import Draws
-from vggt_ros.lab.synthetic.motion import MOTIONS, move
-from vggt_ros.lab.synthetic.rooms import CLEARANCE, clear_path, furnish
+from vggt_ros.lab.evaluation.plots import draw_windows
+from vggt_ros.lab.synthetic.random_motion import MOTIONS, random_motion
+from vggt_ros.lab.synthetic.random_streams import RandomStreams
+from vggt_ros.lab.synthetic.rooms import CLEARANCE, random_rooms, remove_obstacles
 from vggt_ros.lab.synthetic.windows import SPLITS, render_windows, window_seeds
 
 HEIGHT, WIDTH, FRAMES = 42, 56, 3
@@ -22,32 +22,35 @@ def windows():
     return render_windows(window_seeds('train', 3, 0, 12), FRAMES, HEIGHT, WIDTH, queries=20)
 
 
-def test_draws_are_even_and_independent():
-    draws = Draws(torch.arange(400))
-    uniform = draws.uniform(50)
+def test_random_streams_are_uniform_and_independent():
+    random = RandomStreams(torch.arange(400))
+    uniform = random.uniform(50)
     assert uniform.min() >= 0 and uniform.max() < 1
     assert abs(float(uniform.mean()) - 0.5) < 0.01
     assert abs(float(uniform.var()) - 1 / 12) < 0.003
-    table = np.corrcoef(torch.cat([uniform, draws.uniform(50)], dim=1).T)
-    assert np.abs(table - np.eye(100)).max() < 0.25  # of places; 400 rows: 5 deviations
+    table = np.corrcoef(torch.cat([uniform, random.uniform(50)], dim=1).T)
+    assert np.abs(table - np.eye(100)).max() < 0.25  # between counters; 5 sigma of 400 rows
     neighbours = np.corrcoef(uniform[:60])
-    assert np.abs(neighbours - np.eye(60)).max() < 0.65  # of seeds; 50 places
-    normal = draws.normal(50)
+    assert np.abs(neighbours - np.eye(60)).max() < 0.65  # between seeds; 50 counters
+    normal = random.normal(50)
     assert abs(float(normal.mean())) < 0.02 and abs(float(normal.std()) - 1) < 0.02
-    chosen = draws.chosen([1, 0, 3], 50)
-    assert set(chosen.unique().tolist()) == {0, 2}
-    assert abs(float((chosen == 2).float().mean()) - 0.75) < 0.02
-    assert (draws.order(7).sort(dim=1).values == torch.arange(7)).all()
-    assert set(draws.integers(5, 50).unique().tolist()) == set(range(5))
+    drawn = random.categorical([1, 0, 3], 50)
+    assert set(drawn.unique().tolist()) == {0, 2}
+    assert abs(float((drawn == 2).float().mean()) - 0.75) < 0.02
+    assert (random.permutation(7).sort(dim=1).values == torch.arange(7)).all()
+    assert set(random.integers(5, 50).unique().tolist()) == set(range(5))
 
 
-def test_draws_of_a_seed_do_not_depend_on_the_batch():
-    together, alone = Draws(torch.tensor([5, 6, 7 << 40])), Draws(torch.tensor([7 << 40]))
+def test_the_stream_of_a_seed_does_not_depend_on_the_batch():
+    together, alone = (
+        RandomStreams(torch.tensor([5, 6, 7 << 40])),
+        RandomStreams(torch.tensor([7 << 40])),
+    )
     for count in (1, 4, 2):
         assert torch.equal(together.bits(count)[2], alone.bits(count)[0])
 
 
-def test_splits_seeds_and_places_share_no_window():
+def test_splits_seeds_and_indices_share_no_window():
     seeds = [
         window_seeds(split, seed, first, 50)
         for split in SPLITS
@@ -58,7 +61,7 @@ def test_splits_seeds_and_places_share_no_window():
 
 
 @pytest.mark.parametrize('wrong', [('exam', 0, 0), ('train', 2**20, 0), ('train', 0, -1)])
-def test_a_window_that_is_not_there_is_refused(wrong):
+def test_window_seeds_out_of_range_are_rejected(wrong):
     with pytest.raises(ValueError, match='expected one of'):
         window_seeds(*wrong, 1)
 
@@ -71,7 +74,7 @@ def test_a_window_is_the_same_alone_and_in_a_batch(windows):
         )
 
 
-def test_pictures_are_in_range_and_differ(windows):
+def test_images_are_in_range_and_have_contrast(windows):
     assert windows.images.shape == (12, FRAMES, 3, HEIGHT, WIDTH)
     assert windows.images.min() >= 0 and windows.images.max() <= 1
     assert (windows.images.flatten(1).std(1) > 0.02).all()
@@ -80,8 +83,8 @@ def test_pictures_are_in_range_and_differ(windows):
     assert view.min() >= 40 and view.max() <= 100 and view.max() - view.min() > 20
 
 
-def test_points_seen_twice_are_the_same_point(windows):
-    """A frame's depth, moved into another frame and looked up there, is that frame's depth."""
+def test_depth_of_two_frames_is_consistent(windows):
+    """Depth transformed into another frame equals the depth there."""
     poses, depth, matrix = windows.world_from_camera, windows.depth, windows.intrinsics
     points = transform_points(poses[:, 0], unproject(depth[:, 0], matrix[:, 0]).flatten(1, 2))
     pixels, in_camera = project(points, invert_rigid(poses[:, 1])[:, :3], matrix[:, 1])
@@ -90,18 +93,18 @@ def test_points_seen_twice_are_the_same_point(windows):
     found = depth[:, 1].flatten(1).gather(1, (y * WIDTH + x).clamp(0, HEIGHT * WIDTH - 1))
     relative = (in_camera[..., 2] / found - 1)[inside]
     assert inside.float().mean() > 0.4
-    assert relative.abs().median() < 0.01  # the rest is what one frame sees and the other does not
-    # Nothing is in front of what a camera sees, but at the edges of solids by half a pixel.
+    assert relative.abs().median() < 0.01  # the rest is occluded in one frame
+    # Only at the edges of solids, within half a pixel, is a point in front of the depth.
     assert (relative < -0.05).float().mean() < 0.08
 
 
-def test_tracks_lie_on_the_surfaces_that_the_frames_see(windows):
-    assert windows.visible[:, 0].float().mean() > 0.99  # queries are seen in their own frame
+def test_tracks_lie_on_the_visible_surfaces(windows):
+    assert windows.visible[:, 0].float().mean() > 0.99  # queries are visible in their own frame
     assert 0.3 < float(windows.visible[:, 1:].float().mean()) < 0.95
     poses, matrix = windows.world_from_camera, windows.intrinsics
     for frame in range(FRAMES):
         x, y = windows.tracks[:, frame].round().long().unbind(-1)
-        seen = windows.visible[:, frame]
+        visible = windows.visible[:, frame]
         index = (y * WIDTH + x).clamp(0, HEIGHT * WIDTH - 1)
         depth = windows.depth[:, frame].flatten(1).gather(1, index)
         rays = unproject(torch.ones(12, HEIGHT, WIDTH), matrix[:, frame]).flatten(1, 2)
@@ -110,15 +113,15 @@ def test_tracks_lie_on_the_surfaces_that_the_frames_see(windows):
         if frame == 0:
             first = world
         gap = (world - first).norm(dim=-1) / depth
-        assert gap[seen & windows.visible[:, 0]].median() < 0.05  # a pixel is 0.02 of the depth
+        assert gap[visible & windows.visible[:, 0]].median() < 0.05  # a pixel is 0.02 of the depth
 
 
 @pytest.mark.parametrize('kind', range(len(MOTIONS)), ids=MOTIONS)
-def test_motions_are_what_they_are_called(kind):
+def test_each_kind_of_motion_is_as_named(kind):
     name = list(MOTIONS)[kind]
-    draws = Draws(torch.arange(200))
-    room = furnish(draws).half_size[:, 0]
-    poses = move(draws, room, 6, kind)
+    random = RandomStreams(torch.arange(200))
+    room = random_rooms(random).half_size[:, 0]
+    poses = random_motion(random, room, 6, kind)
     rotation, position = poses[..., :3, :3], poses[..., :3, 3]
     eye = torch.eye(3).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, eye, atol=1e-5, rtol=0)
@@ -126,34 +129,36 @@ def test_motions_are_what_they_are_called(kind):
     assert (position[..., :2].abs() <= room[:, None, :2] - CLEARANCE + 1e-4).all()
     assert (position[..., 2] >= CLEARANCE - 1e-4).all()
     assert (position[..., 2] <= 2 * room[:, None, 2] - CLEARANCE + 1e-4).all()
-    travel = (position[:, :, None] - position[:, None]).norm(dim=-1).flatten(1).amax(1)
+    distance = (position[:, :, None] - position[:, None]).norm(dim=-1).flatten(1).amax(1)
     cosine = ((rotation[:, :, None] * rotation[:, None]).sum((-1, -2)) - 1) / 2
-    turn = cosine.clamp(-1, 1).arccos().flatten(1).amax(1).rad2deg()
-    if name in ('rotation', 'still'):
-        assert travel.max() == 0
+    angle = cosine.clamp(-1, 1).arccos().flatten(1).amax(1).rad2deg()
+    if name in ('rotation', 'stationary'):
+        assert distance.max() == 0
     else:
-        assert 0.1 < float(travel.median()) < 1.5
-    if name == 'still':
-        assert turn.max() < 3
+        assert 0.1 < float(distance.median()) < 1.5
+    if name == 'stationary':
+        assert angle.max() < 3
     if name == 'rotation':
-        assert turn.median() > 15
+        assert angle.median() > 15
     if name in ('forward', 'lateral'):
-        ahead = rotation.mT @ (position[:, :, None] - position[:, None]).flatten(1, 2)[
+        motion = rotation.mT @ (position[:, :, None] - position[:, None]).flatten(1, 2)[
             :, 5, :, None
         ].unsqueeze(1)
-        share = (ahead[:, 0, 2, 0].abs() / ahead[:, 0, :, 0].norm(dim=-1).clamp(min=1e-6)).median()
+        share = (
+            motion[:, 0, 2, 0].abs() / motion[:, 0, :, 0].norm(dim=-1).clamp(min=1e-6)
+        ).median()
         assert (share > 0.8) if name == 'forward' else (share < 0.5)
 
 
-def test_solids_in_the_way_are_taken_out():
-    draws = Draws(torch.arange(50))
-    rooms = furnish(draws)
+def test_obstacles_are_removed():
+    random = RandomStreams(torch.arange(50))
+    rooms = random_rooms(random)
     inside = rooms.centre[:, 1:2].clone()
-    cleared = clear_path(rooms, inside)
+    cleared = remove_obstacles(rooms, inside)
     assert (cleared.centre[:, 1, 2] < -10).all()
     assert torch.equal(cleared.centre[:, 0], rooms.centre[:, 0])
-    kept = clear_path(rooms, torch.full((50, 1, 3), 100.0))
-    assert torch.equal(kept.centre, rooms.centre)
+    unchanged = remove_obstacles(rooms, torch.full((50, 1, 3), 100.0))
+    assert torch.equal(unchanged.centre, rooms.centre)
 
 
 def test_the_contact_sheet_is_drawn(windows, tmp_path):
@@ -164,11 +169,11 @@ def test_the_contact_sheet_is_drawn(windows, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_windows_are_the_same_on_cuda(windows):
-    there = render_windows(
+    on_cuda = render_windows(
         window_seeds('train', 3, 0, 12).cuda(), FRAMES, HEIGHT, WIDTH, queries=20
     )
     torch.testing.assert_close(
-        there.world_from_camera.cpu(), windows.world_from_camera, atol=1e-4, rtol=1e-4
+        on_cuda.world_from_camera.cpu(), windows.world_from_camera, atol=1e-4, rtol=1e-4
     )
-    assert ((there.depth.cpu() / windows.depth - 1).abs() < 1e-3).float().mean() > 0.995
-    assert math.isclose(float(there.images.mean()), float(windows.images.mean()), abs_tol=1e-3)
+    assert ((on_cuda.depth.cpu() / windows.depth - 1).abs() < 1e-3).float().mean() > 0.995
+    assert math.isclose(float(on_cuda.images.mean()), float(windows.images.mean()), abs_tol=1e-3)

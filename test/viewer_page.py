@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 from vggt_ros.geometry.camera import transform_points, unproject
-from vggt_ros.lab.synthetic.path import smooth_path
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene as Room
+from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 from vggt_ros.viewer.scene import SceneCamera, ViewerScene, make_thumbnail
 from vggt_ros.viewer.viewer import Viewer
 
@@ -75,7 +75,7 @@ def room_scene(
     height, width, fov = 240, 320, math.radians(70)
     focal = width / 2 / math.tan(fov / 2)
     intrinsics = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    poses = smooth_path(frames, seed, step)
+    poses = smooth_trajectory(frames, seed, step)
     images, depth = render(Room.room(seed), poses, intrinsics.expand(frames, 3, 3), height, width)
     world_from_room = torch.linalg.inv(poses[0].double())
     world_from_camera = world_from_room @ poses.double()

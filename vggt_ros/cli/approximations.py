@@ -11,15 +11,15 @@ import argparse
 
 from vggt_ros.inference.load import EMBEDDED, load_network
 from vggt_ros.lab.benchmarks.approximations import (
-    PLAIN,
-    Way,
+    EXACT,
+    Variant,
     approximation_table,
-    as_it_is,
-    at_half_size,
-    compare,
-    round_rope_table,
+    compare_variants,
+    full_resolution,
+    half_resolution,
+    use_bfloat16_rope,
 )
-from vggt_ros.lab.training.samples import SyntheticSource
+from vggt_ros.lab.training.dataset import SyntheticDataset
 from vggt_ros.settings import PATCH_SIZE, ModelSettings
 
 
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument('--int8', action='store_true', help='also 8-bit weights; needs torchao')
     asked = parser.parse_args()
 
-    def load(**settings: object) -> Way:
-        return as_it_is(load_settings(**settings))
+    def load(**settings: object) -> Variant:
+        return full_resolution(load_settings(**settings))
 
     def load_settings(**settings: object):
         given = {'checkpoint': asked.model, 'device': asked.device, **settings}
@@ -48,16 +48,16 @@ def main() -> None:
     # twice as many patches as half the size has
     height = max(round(0.75 * width / PATCH_SIZE / 2), 1) * 2 * PATCH_SIZE
     rounded = load_settings()
-    round_rope_table(rounded, height, width)
-    ways = {PLAIN: as_it_is(plain)}
+    use_bfloat16_rope(rounded, height, width)
+    ways = {EXACT: full_resolution(plain)}
     ways |= {f'frame_only_blocks: {count}': load(frame_only_blocks=count) for count in (1, 2)}
     if asked.int8:
         ways |= {f'int8: {way}': load(int8=way) for way in ('weights', 'dynamic')}
     if width % (2 * PATCH_SIZE) == 0:
-        ways['half the resolution'] = at_half_size(plain)
-    ways['RoPE table in bfloat16'] = as_it_is(rounded)
-    source = SyntheticSource('test', asked.seed, height, width, 0)
-    print(approximation_table(compare(ways, source, asked.windows, asked.frames)))
+        ways['half the resolution'] = half_resolution(plain)
+    ways['RoPE table in bfloat16'] = full_resolution(rounded)
+    source = SyntheticDataset('test', asked.seed, height, width, 0)
+    print(approximation_table(compare_variants(ways, source, asked.windows, asked.frames)))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vggt_ros.lab.evaluation.contact_sheet import draw_windows
+from vggt_ros.lab.evaluation.plots import draw_windows
 from vggt_ros.lab.synthetic.windows import SPLITS, render_windows, window_seeds
 
 

@@ -30,10 +30,10 @@ from vggt_ros.inference.load import load_network
 from vggt_ros.inference.network import Network, VGGTNetwork
 from vggt_ros.io.recordings import open_recording
 from vggt_ros.lab.evaluation import recording, sequences, synthetic_windows
-from vggt_ros.lab.evaluation.truth_network import Errors, TruthNetwork
-from vggt_ros.lab.synthetic.sequences import SEQUENCES
+from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES
+from vggt_ros.lab.training.dataset import SyntheticDataset
 from vggt_ros.lab.training.recipes import QUERIES
-from vggt_ros.lab.training.samples import SyntheticSource
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.settings import PATCH_SIZE, ModelSettings, Settings
 
@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         '--noise',
         type=_errors,
-        default=Errors(),
+        default=PredictionNoise(),
         metavar='DEPTH,TURN,SHIFT',
         help='of truth: per cent of depth, degrees, per cent of the extent of a window',
     )
@@ -87,16 +87,16 @@ def parse() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.model == _TRUTH and not asked.sequence:
         parser.error('--model truth is for --sequence')
-    if asked.model != _TRUTH and asked.noise != Errors():
+    if asked.model != _TRUTH and asked.noise != PredictionNoise():
         parser.error('--noise is for --model truth')
     return asked
 
 
-def _errors(text: str) -> Errors:
+def _errors(text: str) -> PredictionNoise:
     parts = [float(part) for part in text.split(',')]
     if len(parts) != 3 or min(parts) < 0:
         raise argparse.ArgumentTypeError(f'found {text!r}, expected three numbers, 0 or more')
-    return Errors(parts[0] / 100, math.radians(parts[1]), parts[2] / 100)
+    return PredictionNoise(parts[0] / 100, math.radians(parts[1]), parts[2] / 100)
 
 
 def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None) -> dict[str, Any]:
@@ -105,16 +105,19 @@ def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None)
     way = SEQUENCES[name](frames)
     truth = way.world_from_camera.numpy()
     told = {'sequence': name, 'frames': frames, 'seed': asked.seed}
-    world = sequences.world_of(way)
+    world = sequences.sequence_world(way)
     mapping = map_settings(asked)
     network = loaded or TruthNetwork(world, asked.noise, seed=asked.seed)
     height, width = image_size(network.image_width)
     if loaded is None:
-        stamps = [i * sequences.STEP_NS for i in range(frames)]
-        images = np.stack([world.paint(stamp, height, width) for stamp in stamps])
+        stamps = [i * sequences.FRAME_PERIOD_NS for i in range(frames)]
+        images = np.stack([world.render_image(stamp, height, width) for stamp in stamps])
         updates = sequences.map_sequence(network, images, asked.drop_window, **mapping)
         found = sequences.evaluate_sequence(
-            updates, truth, lambda i: world.depth(i * sequences.STEP_NS, height, width), None
+            updates,
+            truth,
+            lambda i: world.depth(i * sequences.FRAME_PERIOD_NS, height, width),
+            None,
         )
     else:
         images, depth = sequences.render_sequence(way, asked.seed, height, width)
@@ -160,14 +163,14 @@ def main() -> None:
                 asked.step,
                 asked.frames or 0,
             )
-            figures = {'recording': way.name, **way.figures}
+            figures = {'recording': way.name, **way.metrics}
             print(recording.recording_table(way))
             if asked.output:
                 way.save(asked.output)
         else:
             judged = load(asked)
             size = image_size(asked.width or judged.image_width)
-            source = SyntheticSource('test', asked.seed, *size, QUERIES)
+            source = SyntheticDataset('test', asked.seed, *size, QUERIES)
             figures = synthetic_windows.evaluate_windows(
                 judged, source, asked.windows, asked.frames or 8
             )

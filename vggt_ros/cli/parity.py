@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vggt_ros.lab.parity.parity import (
+from vggt_ros.lab.parity.golden_cases import (
     Deviation,
     build_full_size,
     check_case,

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from vggt_ros.inference.load import choose_device, load_model
 from vggt_ros.io.recordings import open_recording
-from vggt_ros.lab.training.initialise import start_from_nothing
-from vggt_ros.lab.training.loop import CONFIG, LAST, Trainer, train
+from vggt_ros.lab.training.dataset import Dataset, SyntheticDataset
+from vggt_ros.lab.training.loop import CONFIG, LAST, initialise_weights, train
 from vggt_ros.lab.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
-from vggt_ros.lab.training.recordings import RecordedSource
-from vggt_ros.lab.training.samples import Source, SyntheticSource
+from vggt_ros.lab.training.recorded_dataset import RecordedDataset
+from vggt_ros.lab.training.trainer import Trainer
 from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.checkpoint import CheckpointError
 
@@ -85,11 +85,11 @@ def first_weights(arguments: argparse.Namespace) -> VGGT:
     if arguments.checkpoint:
         return load_model(arguments.checkpoint)
     model = VGGT(VGGTConfig.small())
-    start_from_nothing(model, arguments.seed)
+    initialise_weights(model, arguments.seed)
     return model
 
 
-def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Source]:
+def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Dataset]:
     """
     Make network, source and trainer, and the source to validate on.
 
@@ -106,10 +106,10 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Traine
     settings = replace(RECIPES[arguments.recipe], **asked)
     torch.manual_seed(arguments.seed)
     model = first_weights(arguments)
-    source: SyntheticSource | RecordedSource
+    source: SyntheticDataset | RecordedDataset
     if arguments.data:
         recordings = [open_recording(path) for path in arguments.data]
-        source = RecordedSource(
+        source = RecordedDataset(
             recordings,
             'train',
             arguments.seed,
@@ -120,7 +120,7 @@ def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Traine
         )
     else:
         height, width = arguments.size or (HEIGHT, WIDTH)
-        source = SyntheticSource('train', arguments.seed, height, width, QUERIES, device)
+        source = SyntheticDataset('train', arguments.seed, height, width, QUERIES, device)
     return Trainer(model.to(device), source, settings), replace(source, split='validation')
 
 

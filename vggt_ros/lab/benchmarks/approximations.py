@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the settings that trade exactness for speed cost, and gain, on windows with known truth.
+Accuracy and speed of the settings that trade exactness for speed, on synthetic windows.
 
-All ways see the same windows in the same run and take turns, so their times can be compared.
+All variants run on the same windows, in turn, so that their times are comparable.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from torch.nn import functional
 from vggt_ros.geometry.camera import decode_pose
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.lab.evaluation.window_metrics import WindowErrors
-from vggt_ros.lab.training.samples import SyntheticSource
+from vggt_ros.lab.training.dataset import SyntheticDataset
 from vggt_ros.model.attention import patch_positions
 
-PLAIN = 'plain'
+EXACT = 'exact'  # the variant that the others are compared with
 
-Way = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to pose encodings, depth of their size
+Variant = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to pose encodings, depth (B, S, H, W)
 
 
-def as_it_is(network: VGGTNetwork) -> Way:
-    """Run on the images as they are."""
+def full_resolution(network: VGGTNetwork) -> Variant:
+    """Run the network on the images as they are."""
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        said = network.predict(images, ('camera', 'depth')).cpu()
-        assert said.pose_encodings and said.depth is not None  # they were asked for
-        return said.pose_encodings[-1], said.depth
+        prediction = network.predict(images, ('camera', 'depth')).cpu()
+        assert prediction.pose_encodings and prediction.depth is not None
+        return prediction.pose_encodings[-1], prediction.depth
 
     return run
 
 
-def at_half_size(network: VGGTNetwork) -> Way:
-    """Run on images of half the width and height; depth is brought back to the size."""
-    whole = as_it_is(network)
+def half_resolution(network: VGGTNetwork) -> Variant:
+    """Run the network on images of half the width and height; depth is upsampled."""
+    predict = full_resolution(network)
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         small = functional.interpolate(
             images.flatten(0, 1), scale_factor=0.5, mode='bicubic', antialias=True
         )
-        encodings, depth = whole(small.clamp(0, 1).unflatten(0, images.shape[:2]))
+        encodings, depth = predict(small.clamp(0, 1).unflatten(0, images.shape[:2]))
         return encodings, functional.interpolate(depth, images.shape[-2:], mode='bilinear')
 
     return run
 
 
-def round_rope_table(network: VGGTNetwork, height: int, width: int) -> None:
-    """Turn by angles in bfloat16 in images of this size, as the reference does under autocast."""
+def use_bfloat16_rope(network: VGGTNetwork, height: int, width: int) -> None:
+    """Compute RoPE angles in bfloat16 for images of this size, as the reference under autocast."""
     aggregator = network.model.aggregator
     device = torch.device(network.device)
     grid = network.model.patch_grid((height, width))
@@ -61,54 +61,55 @@ def round_rope_table(network: VGGTNetwork, height: int, width: int) -> None:
     half = aggregator.head_dim // 2
     exponents = torch.arange(0, half, 2, device=device, dtype=torch.float32) / half
     angles = (positions.float()[..., None] * aggregator.rope_base**-exponents).bfloat16()
-    key = (grid[0], grid[1], device)
-    aggregator.tables[key] = angles.cos().float(), angles.sin().float()
+    cos, sin = aggregator.rope_table(grid, device)  # cached: written in place
+    cos.copy_(angles.cos())
+    sin.copy_(angles.sin())
 
 
-def compare(
-    ways: Mapping[str, Way], source: SyntheticSource, windows: int, frames: int
+def compare_variants(
+    variants: Mapping[str, Variant], dataset: SyntheticDataset, windows: int, frames: int
 ) -> dict[str, dict[str, Any]]:
     """
-    Run every way on every window.
+    Run every variant on every window.
 
-    :param ways: by name; one is `PLAIN`, by which the others are judged.
-    :returns: for each way the figures of `WindowErrors`, `time_ratio` (seconds of the plain way
-        over its own, medians) and `change` (of depth, from the plain way's, relative, median).
+    :param variants: by name; one is `EXACT`.
+    :returns: for each variant the metrics of `WindowErrors`, `speedup` (seconds of the exact
+        variant over its own, medians) and `depth_change` (from the exact depth, relative, median).
     """
-    errors = {name: WindowErrors() for name in ways}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    changes: dict[str, list[float]] = {name: [] for name in ways}
+    errors = {name: WindowErrors() for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    changes: dict[str, list[float]] = {name: [] for name in variants}
     for window in range(windows):
-        sample = source.windows(window, 1, frames)
-        truth, size = sample.truth, (sample.images.shape[-2], sample.images.shape[-1])
-        plain = ways[PLAIN](sample.images)[1]
-        for name, way in ways.items():
-            began = time.perf_counter()
-            encodings, depth = way(sample.images)
-            seconds[name].append(time.perf_counter() - began)
+        batch = dataset.batch(window, 1, frames)
+        truth, size = batch.truth, (batch.images.shape[-2], batch.images.shape[-1])
+        exact = variants[EXACT](batch.images)[1]
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            encodings, depth = variant(batch.images)
+            seconds[name].append(time.perf_counter() - start)
             errors[name].add_cameras(decode_pose(encodings, *size)[0], truth.camera_from_world)
             errors[name].add_depth(depth, truth.depth, truth.valid)
-            changes[name].append(float((depth / plain - 1).abs().median()))
+            changes[name].append(float((depth / exact - 1).abs().median()))
     medians = {name: float(np.median(times[1:] or times)) for name, times in seconds.items()}
     return {
         name: {
-            **errors[name].figures(),
-            'time_ratio': medians[PLAIN] / medians[name],
-            'change': float(np.median(changes[name])),
+            **errors[name].metrics(),
+            'speedup': medians[EXACT] / medians[name],
+            'depth_change': float(np.median(changes[name])),
         }
-        for name in ways
+        for name in variants
     }
 
 
-def approximation_table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay results out for a person, as Markdown."""
+def approximation_table(variants: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the results of `compare_variants` as a Markdown table."""
     lines = [
-        '| way | rotation, deg | AUC@30 | AbsRel | depth changes by | times as fast |',
+        '| variant | rotation, deg | AUC@30 | AbsRel | change of depth | speed-up |',
         '|---|--:|--:|--:|--:|--:|',
     ]
     lines += [
-        f'| {name} | {each["rotation_median_deg"]:.2f} | {each["auc30"]:.3f} | '
-        f'{each["absrel"]:.3f} | {each["change"]:.2g} | {each["time_ratio"]:.2f} |'
-        for name, each in found.items()
+        f'| {name} | {metrics["rotation_median_deg"]:.2f} | {metrics["auc30"]:.3f} | '
+        f'{metrics["absrel"]:.3f} | {metrics["depth_change"]:.2g} | {metrics["speedup"]:.2f} |'
+        for name, metrics in variants.items()
     ]
     return '\n'.join(lines)

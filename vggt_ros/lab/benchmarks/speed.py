@@ -1,37 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How fast windows are computed, against computing each of them as a whole, in the same run.
+Speed of the network in the engine, relative to computing each window as a whole, in the same run.
 
-Machines differ and are never quiet, so the figure is a ratio: naive and engine take turns, window
-by window. What is compared is the network alone, from images in memory to depth in memory; the
-node's own work is `make soak`'s.
+Machines differ and are never idle, so the result is a ratio: naive and engine run in turn, window
+by window. Only the network is timed, from images in memory to depth in memory; `make bench-node`
+times the node's own work.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_ros.frames.batch import Batch
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import Load, make_noise_windows
-from vggt_ros.lab.benchmarks.naive_forward import naive_forward
 from vggt_ros.model import VGGT
 from vggt_ros.model.kernels import compile_layers
 from vggt_ros.model.linear_weights import pack_linear_layers
-from vggt_ros.model.prediction import HEADS
+from vggt_ros.model.prediction import HEADS, Prediction
 
-Size = tuple[int, int, int, int]
+Shape = tuple[int, int, int, int]
 
-_MATMUL = 2048  # side of the matrices by which the device's peak is measured
+_NAIVE_HEADS = ('camera', 'depth', 'points')
+_MATMUL = 2048  # side of the matrices that measure the device's peak
 
 
 def benchmark_network(
@@ -41,12 +45,12 @@ def benchmark_network(
     Time naive and engine in turn.
 
     :param model: whose parameters need no gradients, or the FLOPs cannot be counted.
-    :param windows: of each that are counted, after one that is not.
+    :param windows: that are timed of each, after one that is not.
     :param with_compiled: time the engine with compiled layers too, as `compiled`.
     :returns: `ratio_to_naive` (of the medians), `windows_per_second`, latencies in s (`p50`, `p95`
         of a window and of one new frame), `flops` of a window and `tflops` per second for both,
-        `matmul_tflops` (the device's, by products of large matrices), `floor_ratio` (time against
-        the engine's FLOPs at that rate), `peak_memory_bytes` (CUDA only, else None).
+        `matmul_tflops` (the device's, by products of large matrices), `floor_ratio` (time over
+        that of the engine's FLOPs at this rate), `peak_memory_bytes` (CUDA only, else None).
     """
     batches = make_noise_windows(load, windows + 1)
     network = VGGTNetwork(model, 'benchmark', False, 'float32')
@@ -64,7 +68,7 @@ def benchmark_network(
         'engine': count_flops(partial(run_engine, batches[1])),
         'naive': count_flops(partial(run_naive, batches[1])),
     }
-    # counted before: the counter of operations does not know packed layers
+    # counted before: the FLOP counter does not know packed layers
     network = VGGTNetwork(_pack(model), 'benchmark', False, 'float32')
     network(batches[0], HEADS)
     if device.type == 'cuda':
@@ -78,31 +82,50 @@ def benchmark_network(
             memory = torch.cuda.max_memory_allocated(device)
         seconds['naive'].append(_time(device, partial(run_naive, batch)))
         if compiled is not None:
-            told = _time(device, lambda batch=batch: compiled(batch, HEADS))  # type: ignore[misc]
-            seconds.setdefault('compiled', []).append(told)
+            run_compiled = partial(compiled.__call__, batch, HEADS)
+            seconds.setdefault('compiled', []).append(_time(device, run_compiled))
     peak = measure_matmul(device)
-    found: dict[str, Any] = {}
-    for way, times in seconds.items():
-        p50, p95 = np.percentile(times, [50, 95])
-        found[way] = {
-            'p50': float(p50),
-            'p95': float(p95),
-            'p50_per_new_frame': float(p50) / load.stride,
-            'flops': flops['naive' if way == 'naive' else 'engine'],
-            'tflops': flops['naive' if way == 'naive' else 'engine'] / float(p50) / 1e12,
+    results: dict[str, Any] = {}
+    for variant, times in seconds.items():
+        p50, p95 = (float(value) for value in np.percentile(times, [50, 95]))
+        operations = flops['naive' if variant == 'naive' else 'engine']
+        results[variant] = {
+            'p50': p50,
+            'p95': p95,
+            'p50_per_new_frame': p50 / load.stride,
+            'flops': operations,
+            'tflops': operations / p50 / 1e12,
         }
-    engine = found['engine']
+    engine = results['engine']
+    if compiled is not None:
+        results['ratio_of_compiled'] = engine['p50'] / results['compiled']['p50']
     return {
-        'ratio_to_naive': found['naive']['p50'] / engine['p50'],
+        'ratio_to_naive': results['naive']['p50'] / engine['p50'],
         'windows_per_second': 1 / engine['p50'],
         'tflops': engine['tflops'],
         'matmul_tflops': peak / 1e12,
         'floor_ratio': engine['p50'] / (engine['flops'] / peak),
         'flops_ratio': flops['naive'] / flops['engine'],
         'peak_memory_bytes': memory,
-        **({'ratio_of_compiled': engine['p50'] / found['compiled']['p50']} if compiled else {}),
-        **found,
+        **results,
     }
+
+
+@torch.inference_mode()
+def naive_forward(model: VGGT, images: Tensor) -> Prediction:
+    """
+    Compute a window as a whole, without any of the engine's savings.
+
+    All frames are encoded, all layers of all frames are kept, both dense heads decode every frame,
+    and tables of constants are computed anew. The result is that of `VGGT.forward`.
+
+    :param images: (B, S, 3, H, W), on the model's device.
+    """
+    model.clear_tables()
+    size = images.shape[-2], images.shape[-1]
+    all_layers = range(model.config.agg.depth)
+    tokens = model.aggregate(model.encode(images), model.patch_grid(size), all_layers)
+    return model.decode(tokens, size, heads=_NAIVE_HEADS)
 
 
 def _pack(model: VGGT) -> VGGT:
@@ -115,7 +138,7 @@ def _pack(model: VGGT) -> VGGT:
 
 
 def _compile(model: VGGT, batches: list[Batch]) -> VGGTNetwork:
-    """Compile a copy of the model for windows like the second, of which the first goes before."""
+    """Compile a copy of the model for windows like the second of two consecutive ones."""
     copied = copy.deepcopy(model)
     compile_layers(copied)
     network = VGGTNetwork(copied, 'compiled', False, 'float32')
@@ -128,15 +151,15 @@ def measure_matmul(device: torch.device) -> float:
     """
     Measure FLOP/s by products of large matrices, in float32 on a CPU, else in bfloat16.
 
-    On a CPU by the better of two libraries, the plain layer's and the packed one's.
+    On a CPU the faster of two libraries counts, the plain layer's and the packed one's.
     """
-    kind = torch.float32 if device.type == 'cpu' else torch.bfloat16
-    one = torch.randn(_MATMUL, _MATMUL, device=device, dtype=kind)
-    layer = nn.Sequential(nn.Linear(_MATMUL, _MATMUL, bias=False, device=device, dtype=kind))
+    dtype = torch.float32 if device.type == 'cpu' else torch.bfloat16
+    matrix = torch.randn(_MATMUL, _MATMUL, device=device, dtype=dtype)
+    layer = nn.Sequential(nn.Linear(_MATMUL, _MATMUL, bias=False, device=device, dtype=dtype))
     with torch.inference_mode():
-        times = [_median_time(device, lambda: layer(one))]
+        times = [_median_time(device, lambda: layer(matrix))]
         if pack_linear_layers(layer):
-            times.append(_median_time(device, lambda: layer(one)))
+            times.append(_median_time(device, lambda: layer(matrix)))
     return 2 * _MATMUL**3 / min(times)
 
 
@@ -145,20 +168,20 @@ def _median_time(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _time(device: torch.device, work: Callable[[], object]) -> float:
-    _wait_for(device)
-    begin = time.perf_counter()
+    _synchronize(device)
+    start = time.perf_counter()
     work()
-    _wait_for(device)
-    return time.perf_counter() - begin
+    _synchronize(device)
+    return time.perf_counter() - start
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Count the operations of some work; products of packed layers are not known."""
+    """Count floating-point operations; products of packed layers are not counted."""
     # torch's counter knows the attention kernels of CUDA, but not that of the CPU
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
@@ -166,26 +189,70 @@ def count_flops(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def _count_attention(q: Size, k: Size, v: Size, *_: object, **__: object) -> int:
-    """Count q kᵀ and what is made of it and v, from their shapes (B, heads, tokens, channels)."""
+def _count_attention(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
+    """Count q kᵀ and its product with v, from shapes (B, heads, tokens, channels)."""
     batch, heads, queries, channels = q
     return 2 * batch * heads * queries * k[2] * (channels + v[3])
 
 
-def speed_table(found: list[dict[str, Any]]) -> str:
-    """Lay results out for a person, as Markdown."""
+def speed_table(results: list[dict[str, Any]]) -> str:
+    """Format results as a Markdown table."""
     lines = [
         '| size | frames | stride | pixels | engine s | naive s | ratio | by FLOPs | of peak |',
         '|---|--:|--:|---|--:|--:|--:|--:|--:|',
     ]
-    for each in found:
-        share = each['tflops'] / each['matmul_tflops']
+    for result in results:
+        share = result['tflops'] / result['matmul_tflops']
         lines.append(
-            f'| {each["size"]} | {each["frames"]} | {each["stride"]} | {each["resolution"]} | '
-            f'{each["engine"]["p50"]:.3g} | {each["naive"]["p50"]:.3g} | '
-            f'{each["ratio_to_naive"]:.2f} | {each["flops_ratio"]:.2f} | {share:.0%} |'
+            f'| {result["size"]} | {result["frames"]} | {result["stride"]} | '
+            f'{result["resolution"]} | '
+            f'{result["engine"]["p50"]:.3g} | {result["naive"]["p50"]:.3g} | '
+            f'{result["ratio_to_naive"]:.2f} | {result["flops_ratio"]:.2f} | {share:.0%} |'
         )
-    told = [each['ratio_of_compiled'] for each in found if 'ratio_of_compiled' in each]
-    if told:
-        lines += ['', 'engine s / compiled engine s: ' + ', '.join(f'{t:.2f}' for t in told)]
+    ratios = [each['ratio_of_compiled'] for each in results if 'ratio_of_compiled' in each]
+    if ratios:
+        lines += ['', 'engine s / compiled engine s: ' + ', '.join(f'{r:.2f}' for r in ratios)]
     return '\n'.join(lines)
+
+
+def draw_speed(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """
+    Plot time and memory over the frames of a window, as PNG.
+
+    :param results: of `cli.benchmark`, of one size of network and one device.
+    """
+    figure = Figure(figsize=(11, 4.5), dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    time_axes, memory_axes = figure.subplots(1, 2)
+    for resolution in dict.fromkeys(each['resolution'] for each in results):
+        own = [each for each in results if each['resolution'] == resolution]
+        for stride in sorted({each['stride'] for each in own}):
+            line = sorted((e for e in own if e['stride'] == stride), key=lambda e: e['frames'])
+            frames = [each['frames'] for each in line]
+            milliseconds = [1e3 * each['engine']['p50'] for each in line]
+            label = f'{resolution}, {stride} new'
+            time_axes.plot(frames, milliseconds, 'o-', label=f'engine, {label}')
+            measured = [each['peak_memory_bytes'] for each in line]
+            if None not in measured:
+                megabytes = [each / 1e6 for each in measured]
+                memory_axes.plot(frames, megabytes, 's--', label=f'measured, {label}')
+        predicted = {each['frames']: each['predicted_memory_bytes'] / 1e6 for each in own}
+        memory_axes.plot(*zip(*sorted(predicted.items())), 'o-', label=f'predicted, {resolution}')
+        naive = {each['frames']: 1e3 * each['naive']['p50'] for each in own}
+        time_axes.plot(*zip(*sorted(naive.items())), 'k:', label=f'whole windows, {resolution}')
+    time_axes.set_ylabel('time for a window, ms (median)')
+    memory_axes.set_ylabel('memory with the weights, MB')
+    for axes in (time_axes, memory_axes):
+        axes.set_xlabel('frames in a window')
+        axes.set_xscale('log', base=2)
+        axes.set_xticks(sorted({each['frames'] for each in results}))
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FormatStrFormatter('%g'))
+        axes.grid(alpha=0.3, which='both')
+        axes.legend(fontsize=8)
+    first = results[0]
+    figure.suptitle(f'{first["size"]} on {first["device"]}, {first["precision"]}')
+    figure.savefig(path)

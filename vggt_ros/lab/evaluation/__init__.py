@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements: parity with the reference, trajectories, depth, timing."""
+"""Metrics against ground truth, of windows, sequences and recordings, beside baselines."""

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One picture of a run: the path beside the truth, an image beside its depth, the cloud, the rates.
+Figures as PNG files: a run of the node beside the ground truth, and synthetic windows.
 
-Draws plain arrays with matplotlib into a file, without a screen. It fits and converts nothing:
-positions come in one frame whose z axis points up.
+They show plain arrays with matplotlib, without a display, and align and convert nothing: the
+positions of a run come in one frame whose z axis points up.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vggt_ros.geometry.outliers import inlier_mask
+from vggt_ros.geometry.rotation import rotation_angle
+from vggt_ros.lab.synthetic.windows import SyntheticWindows
 
 Array = npt.NDArray[np.floating]
 Pixels = npt.NDArray[np.uint8]
@@ -27,31 +31,31 @@ TRUTH_COLOUR = '#333333'
 
 
 @dataclass(frozen=True)
-class RunPicture:
-    """Everything that is drawn; positions in one frame, z up."""
+class RunFigure:
+    """The contents of the figure of a run; positions in one frame, z up."""
 
     title: str
     warning: str  # shown in red, '' for none
-    path_note: str  # what the fit left over
+    trajectory_note: str  # the remaining errors
     unit: str  # of lengths
     estimate: Array  # (S, 4, 4) world_from_camera
     truth: Array | None  # (T, 4, 4) world_from_camera
     image: Pixels  # (H, W, 3)
-    depth: Array  # (h, w), NaN where not trusted
+    depth: Array  # (h, w), NaN where invalid
     cloud: Array  # (N, 3)
     cloud_colours: Pixels  # (N, 3)
     table: str  # monospaced
 
 
-def draw_run(run: RunPicture, path: Path) -> None:
-    """Write the picture as PNG."""
+def draw_run(run: RunFigure, path: Path) -> None:
+    """Write the figure: trajectory, an image and its depth, the cloud from two sides, a table."""
     figure = Figure(figsize=(16, 10), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(run.title, fontsize=15)
     axes = figure.subplots(2, 3)
     _draw_image(axes[0, 0], run)
     _draw_depth(figure, axes[0, 1], run)
-    _draw_path(axes[0, 2], run)
+    _draw_trajectory(axes[0, 2], run)
     _draw_cloud(axes[1, 0], run, 1, 'point cloud from above', f'y ({run.unit})')
     _draw_cloud(axes[1, 1], run, 2, 'point cloud from the side', f'z, up ({run.unit})')
     _draw_table(axes[1, 2], run)
@@ -60,33 +64,33 @@ def draw_run(run: RunPicture, path: Path) -> None:
     figure.savefig(path, format='png')
 
 
-def _draw_image(axes: Any, run: RunPicture) -> None:
+def _draw_image(axes: Any, run: RunFigure) -> None:
     axes.imshow(run.image)
-    axes.set_title('an image that was sent')
+    axes.set_title('camera image')
     axes.set_axis_off()
 
 
-def _draw_depth(figure: Figure, axes: Any, run: RunPicture) -> None:
-    axes.set_title('the depth that came back for it')
+def _draw_depth(figure: Figure, axes: Any, run: RunFigure) -> None:
+    axes.set_title('its depth')
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor('#bbbbbb')
-    trusted = np.isfinite(run.depth)
-    axes.set_xlabel(f'{trusted.mean():.0%} of the pixels are trusted (the others are grey)')
-    if not trusted.any():
+    valid = np.isfinite(run.depth)
+    axes.set_xlabel(f'{valid.mean():.0%} of the pixels are valid (invalid ones are grey)')
+    if not valid.any():
         return
-    low, high = np.percentile(run.depth[trusted], (1, 99))
+    low, high = np.percentile(run.depth[valid], (1, 99))
     drawn = axes.imshow(np.ma.masked_invalid(run.depth), cmap='turbo_r', vmin=low, vmax=high)
     figure.colorbar(drawn, ax=axes, shrink=0.7, label=f'depth along the optical axis ({run.unit})')
 
 
-def _draw_path(axes: Any, run: RunPicture) -> None:
+def _draw_trajectory(axes: Any, run: RunFigure) -> None:
     if run.truth is not None:
         _draw_cameras(axes, run.truth, TRUTH_COLOUR, 'truth', width=5, alpha=0.35)
     _draw_cameras(axes, run.estimate, ESTIMATE_COLOUR, 'estimate', width=1.5, alpha=1)
-    axes.set_title(f'camera path from above\n{run.path_note}', fontsize=11)
+    axes.set_title(f'camera trajectory from above\n{run.trajectory_note}', fontsize=11)
     axes.legend(loc='best')
-    _finish(axes, f'x ({run.unit})', f'y ({run.unit})')
+    _label_axes(axes, f'x ({run.unit})', f'y ({run.unit})')
     axes.set_aspect('equal', adjustable='datalim')
 
 
@@ -109,30 +113,72 @@ def _draw_cameras(
     )
 
 
-def _draw_cloud(axes: Any, run: RunPicture, vertical: int, title: str, label: str) -> None:
+def _draw_cloud(axes: Any, run: RunFigure, vertical: int, title: str, label: str) -> None:
     axes.set_title(f'{title} ({len(run.cloud)} points)')
     axes.set_facecolor('#f4f4f4')
-    _finish(axes, f'x ({run.unit})', label)
+    _label_axes(axes, f'x ({run.unit})', label)
     axes.set_aspect('equal', adjustable='datalim')
     if len(run.cloud) == 0:
         return
-    shown = inlier_mask(run.cloud)
-    # Far points first, so that what is nearest to the viewer lies on top.
-    order = np.argsort(run.cloud[shown, 2] if vertical == 1 else -run.cloud[shown, 1])
-    points, colours = run.cloud[shown][order], run.cloud_colours[shown][order]
+    inliers = inlier_mask(run.cloud)
+    # Far points first, so that the nearest to the viewer are on top.
+    order = np.argsort(run.cloud[inliers, 2] if vertical == 1 else -run.cloud[inliers, 1])
+    points, colours = run.cloud[inliers][order], run.cloud_colours[inliers][order]
     axes.scatter(points[:, 0], points[:, vertical], s=1.2, c=colours / 255, linewidths=0)
     axes.plot(
         run.estimate[:, 0, 3], run.estimate[:, vertical, 3], color=ESTIMATE_COLOUR, linewidth=1.5
     )
 
 
-def _draw_table(axes: Any, run: RunPicture) -> None:
+def _draw_table(axes: Any, run: RunFigure) -> None:
     axes.set_axis_off()
-    axes.set_title('what was received')
+    axes.set_title('received messages')
     axes.text(0, 0.97, run.table, family='monospace', fontsize=7.5, va='top')
 
 
-def _finish(axes: Any, x_label: str, y_label: str) -> None:
+def _label_axes(axes: Any, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
+
+
+# --- synthetic windows
+
+
+def draw_windows(windows: SyntheticWindows, path: Path) -> None:
+    """Write a contact sheet: a row for each window, its frames with tracks, and one depth."""
+    count, frames, _, height, width = windows.images.shape
+    figure = Figure(
+        figsize=(2.6 * (frames + 1), 2.6 * height / width * count + 0.4 * count),
+        dpi=80,
+        layout='constrained',
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(count, frames + 1, squeeze=False)
+    colours = matplotlib.colormaps['hsv'].resampled(windows.tracks.shape[2] + 1)
+    for row, axes in enumerate(grid):
+        for frame, axis in enumerate(axes[:-1]):
+            axis.imshow(windows.images[row, frame].permute(1, 2, 0).cpu().numpy())
+            visible = windows.visible[row, frame].cpu()
+            points = windows.tracks[row, frame].cpu()[visible].numpy()
+            point_colours = [colours(int(index)) for index in visible.nonzero()[:, 0]]
+            axis.scatter(*points.T, s=14, c=point_colours or None, edgecolors='white', lw=0.5)
+        axes[0].set_title(_window_title(windows, row), fontsize=8, loc='left')
+        depth = windows.depth[row, 0].cpu().numpy()
+        axes[-1].imshow(depth, cmap='turbo', vmin=0)
+        axes[-1].set_title(f'depth {depth.min():.1f} to {depth.max():.1f} m', fontsize=8)
+        for axis in axes:
+            axis.set_xlim(-0.5, width - 0.5)
+            axis.set_ylim(height - 0.5, -0.5)
+            axis.set_axis_off()
+    figure.savefig(path, format='png')
+
+
+def _window_title(windows: SyntheticWindows, row: int) -> str:
+    poses = windows.world_from_camera[row].double().cpu()
+    baseline = float((poses[:, :3, 3] - poses[:1, :3, 3]).norm(dim=-1).max())
+    rotations = poses[:1, :3, :3].mT @ poses[:, :3, :3]
+    rotation = math.degrees(float(rotation_angle(rotations).max()))
+    focal = float(windows.intrinsics[row, 0, 0, 0])
+    view = math.degrees(2 * math.atan(windows.images.shape[-1] / 2 / focal))
+    return f'baseline {baseline:.2f} m, rotation {rotation:.0f}°, field of view {view:.0f}°'

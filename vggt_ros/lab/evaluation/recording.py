@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The map of a recording against its truth: path, depth, and how both change on the way."""
+"""Evaluate the map of a recording against its ground truth: trajectory, depth, cloud and scale."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference.network import Network
 from vggt_ros.io.rgbd import Depth, RgbdFrame, RgbdRecording
 from vggt_ros.io.trajectory_file import write_trajectory
-from vggt_ros.lab.evaluation.trajectory import compare_paths, relative_errors
+from vggt_ros.lab.evaluation.plots import ESTIMATE_COLOUR, TRUTH_COLOUR
+from vggt_ros.lab.evaluation.trajectory_errors import compare_trajectories, relative_pose_errors
 from vggt_ros.lab.evaluation.window_metrics import WindowErrors
 from vggt_ros.mapping.map_update import MapUpdate
 from vggt_ros.mapping.reconstruction import PredictionError
 from vggt_ros.settings import Settings
 
-_POINTS = 500  # of each frame, for the comparison of clouds
-_AT_ONCE = 1000  # points
+_POINTS_PER_FRAME = 500  # in the comparison of clouds
+_POINTS_PER_CHUNK = 1000
 
 
 @dataclass
-class _Map:
-    """What one map says of the frames in it, and by which window."""
+class _MapRecord:
+    """The frames of one map, each with the window that its pose and points come from."""
 
     poses: dict[float, tuple[int, Array]] = field(default_factory=dict)  # (4, 4), by stamp
-    units: list[tuple[float, float]] = field(default_factory=list)  # stamp, m in a unit, by depth
+    scales: list[tuple[float, float]] = field(default_factory=list)  # stamp, m in a map unit
     points: list[tuple[int, Array]] = field(default_factory=list)  # (N, 3), of new frames
-    true_points: list[Array] = field(default_factory=list)  # (N, 3), measured, in the world
+    true_points: list[Array] = field(default_factory=list)  # (N, 3), measured, world frame
 
     def correct(self, corrections: Mapping[int, Sim3]) -> None:
-        """Move what windows, by number, have told."""
+        """Apply corrections of a loop closure, by window id."""
         self.poses = {
             stamp: (window, corrections[window].transform_poses(pose))
             for stamp, (window, pose) in self.poses.items()
@@ -53,14 +54,14 @@ class _Map:
 
 @dataclass(frozen=True)
 class RecordingEvaluation:
-    """The largest map of a recording beside the truth of the same S frames."""
+    """The largest map of a recording beside the ground truth of its S frames."""
 
     name: str
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     stamps: Array  # (S,), s
     truth: Array  # (S, 4, 4)
-    estimate: Array  # (S, 4, 4), fitted to the truth by one similarity
-    units: Array  # (W, 2): stamp, s, and the change of the map's unit against its first window
+    estimate: Array  # (S, 4, 4), aligned with the truth by one similarity
+    scales: Array  # (W, 2): stamp, s, and scale relative to the first window's
 
     def save(self, folder: Path) -> None:
         """Write `truth.tum`, `estimate.tum` and `path.png` into a folder."""
@@ -72,30 +73,34 @@ class RecordingEvaluation:
     def _draw(self, path: Path) -> None:
         figure = Figure(figsize=(15, 5), dpi=100, layout='constrained')
         FigureCanvasAgg(figure)
+        ate_m, ate_percent = self.metrics['ate_m'], self.metrics['ate_percent']
         figure.suptitle(
             f'{self.name}: {len(self.stamps)} frames, '
-            f'position {self.figures["ate_m"]:.3f} m rms ({self.figures["ate_percent"]:.1f} %), '
-            f'rotation {self.figures["rotation_deg"]:.1f} deg'
+            f'position {ate_m:.3f} m rms ({ate_percent:.1f} %), '
+            f'rotation {self.metrics["rotation_deg"]:.1f} deg'
         )
-        from_above, over_time, unit = figure.subplots(1, 3)
+        trajectory, error, scale = figure.subplots(1, 3)
         # the plane in which the camera moved the most
         centres = self.truth[:, :3, 3]
         first, second = np.sort(np.argsort(np.ptp(centres, axis=0))[1:])
         for poses, colour, label in (
-            (self.truth, '#333333', 'truth'),
-            (self.estimate, '#d62728', 'estimate'),
+            (self.truth, TRUTH_COLOUR, 'truth'),
+            (self.estimate, ESTIMATE_COLOUR, 'estimate'),
         ):
-            from_above.plot(*poses[:, (first, second), 3].T, color=colour, label=label)
-        from_above.set(xlabel=f'{"xyz"[first]} (m)', ylabel=f'{"xyz"[second]} (m)', title='path')
-        from_above.set_aspect('equal', adjustable='datalim')
-        from_above.legend()
+            trajectory.plot(*poses[:, (first, second), 3].T, color=colour, label=label)
+        trajectory.set(
+            xlabel=f'{"xyz"[first]} (m)', ylabel=f'{"xyz"[second]} (m)', title='trajectory'
+        )
+        trajectory.set_aspect('equal', adjustable='datalim')
+        trajectory.legend()
         seconds = self.stamps - self.stamps[0]
-        off = np.linalg.norm(self.estimate[:, :3, 3] - centres, axis=1)
-        over_time.plot(seconds, off, color='#d62728')
-        over_time.set(xlabel='time (s)', ylabel='position error (m)', title='error')
-        unit.plot(self.units[:, 0] - self.stamps[0], 100 * (self.units[:, 1] - 1), color='#1f77b4')
-        unit.set(xlabel='time (s)', ylabel="change of the map's unit (%)", title='scale')
-        for axes in (from_above, over_time, unit):
+        distance = np.linalg.norm(self.estimate[:, :3, 3] - centres, axis=1)
+        error.plot(seconds, distance, color=ESTIMATE_COLOUR)
+        error.set(xlabel='time (s)', ylabel='position error (m)', title='error')
+        stamps, relative = self.scales.T
+        scale.plot(stamps - self.stamps[0], 100 * (relative - 1), color='#1f77b4')
+        scale.set(xlabel='time (s)', ylabel='scale drift (%)', title='scale')
+        for axes in (trajectory, error, scale):
             axes.grid(alpha=0.3)
         figure.savefig(path, format='png')
 
@@ -104,140 +109,145 @@ def evaluate_recording(
     network: Network, recording: RgbdRecording, settings: Settings, step: int = 1, frames: int = 0
 ) -> RecordingEvaluation:
     """
-    Map a recording and compare the largest map with the truth.
+    Map a recording and compare the largest map with the ground truth.
 
-    :param step: every so many frames are taken.
-    :param frames: at most so many are; 0: all.
-    :returns: with the figures `ate_m`, `ate_percent`, `rotation_deg`, `rpe_m`, `rpe_deg` (medians,
-        from frame to frame), `scale_drift_percent`, `absrel`, `delta1` (after one scale for each
-        window), `cloud_accuracy_m` and `cloud_completeness_m` (see `compare_clouds`), `maps`,
+    :param step: use every `step`-th frame.
+    :param frames: largest number of frames; 0: all.
+    :returns: with the metrics `ate_m`, `ate_percent`, `rotation_deg`, `rpe_m`, `rpe_deg` (medians,
+        between consecutive frames), `scale_drift_percent`, `absrel`, `delta1` (after one scale for
+        each window), `cloud_accuracy_m` and `cloud_completeness_m` (see `compare_clouds`), `maps`,
         `frames`.
-    :raises ValueError: if there is nothing that can be compared.
+    :raises ValueError: if there is no map.
     """
     engine = StreamingEngine(settings, network)
-    maps: dict[int, _Map] = {}
-    depths = WindowErrors()
+    maps: dict[int, _MapRecord] = {}
+    depth_errors = WindowErrors()
     truths: dict[float, RgbdFrame] = {}
-    waiting: dict[int, RgbdFrame] = {}  # by stamp in ns, of the frames that a window may hold
+    recent: dict[int, RgbdFrame] = {}  # by stamp in ns, of the frames that a window may contain
     for index in list(range(0, len(recording), step))[: frames or None]:
-        shot = recording.frame(index)
-        stamp_ns = round(shot.stamp * 1e9)
-        waiting[stamp_ns] = shot
+        true_frame = recording.frame(index)
+        stamp_ns = round(true_frame.stamp * 1e9)
+        recent[stamp_ns] = true_frame
+        frame = Frame(true_frame.image, stamp_ns, recording.name, true_frame.calibration)
         try:
-            update = engine.add(Frame(shot.image, stamp_ns, recording.name, shot.calibration))
+            update = engine.add(frame)
         except PredictionError:
-            continue  # the engine has counted it, and a new map says so
+            continue  # counted by the engine, which starts a new map
         if update is None:
             continue
-        known = maps.setdefault(update.map_id, _Map())
+        record = maps.setdefault(update.map_id, _MapRecord())
         if update.loop_closure is not None:
-            known.correct(update.loop_closure.corrections)
-        _compare_depth(update, waiting, known, depths)
-        _gather_points(update, waiting, known)
+            record.correct(update.loop_closure.corrections)
+        _compare_depth(update, recent, record, depth_errors)
+        _add_points(update, recent, record)
         for frame, pose in zip(update.batch.frames, update.world_from_camera, strict=True):
-            shown = waiting[frame.stamp_ns]
-            truths[shown.stamp] = shown
-            known.poses.setdefault(shown.stamp, (update.window_id, pose))
+            true_frame = recent[frame.stamp_ns]
+            truths[true_frame.stamp] = true_frame
+            record.poses.setdefault(true_frame.stamp, (update.window_id, pose))
         oldest = update.batch.frames[0].stamp_ns
-        waiting = {stamp: each for stamp, each in waiting.items() if stamp >= oldest}
+        recent = {stamp: each for stamp, each in recent.items() if stamp >= oldest}
     if not maps:
         raise ValueError(
             f'{recording.name}: there is no map; the recording is shorter than a window'
         )
-    largest = max(maps.values(), key=lambda each: len(each.poses))
+    largest = max(maps.values(), key=lambda record: len(record.poses))
     stamps = np.array(sorted(largest.poses))
     truth = np.stack([truths[stamp].world_from_camera for stamp in stamps])
     estimate = np.stack([largest.poses[stamp][1] for stamp in stamps])
-    errors = compare_paths(truth, estimate)
-    fitted = errors.truth_from_estimate.transform_poses(estimate)
-    moved, turned = relative_errors(truth, fitted)
-    units = np.array(largest.units).reshape(-1, 2)
-    figures: dict[str, Any] = {
+    errors = compare_trajectories(truth, estimate)
+    aligned = errors.truth_from_estimate.transform_poses(estimate)
+    translation_errors, rotation_errors = relative_pose_errors(truth, aligned)
+    scales = np.array(largest.scales).reshape(-1, 2)
+    metrics: dict[str, Any] = {
         'ate_m': errors.position_rms,
         'ate_percent': errors.position_percent,
         'rotation_deg': math.degrees(errors.rotation_mean),
-        'rpe_m': float(np.median(moved)),
-        'rpe_deg': math.degrees(float(np.median(turned))),
+        'rpe_m': float(np.median(translation_errors)),
+        'rpe_deg': math.degrees(float(np.median(rotation_errors))),
         'maps': len(maps),
         'frames': len(stamps),
-        **depths.figures(),
+        **depth_errors.metrics(),
     }
     if largest.true_points:
-        found = errors.truth_from_estimate.apply(
+        cloud = errors.truth_from_estimate.apply(
             np.concatenate([xyz for _, xyz in largest.points])
         )
-        told = compare_clouds(np.concatenate(largest.true_points), found)
-        figures['cloud_accuracy_m'], figures['cloud_completeness_m'] = told
-    if len(units):
-        units[:, 1] /= units[0, 1]
-        figures['scale_drift_percent'] = 100 * float(np.abs(units[:, 1] - 1).max())
-    return RecordingEvaluation(recording.name, figures, stamps, truth, fitted, units)
+        accuracy, completeness = compare_clouds(np.concatenate(largest.true_points), cloud)
+        metrics['cloud_accuracy_m'], metrics['cloud_completeness_m'] = accuracy, completeness
+    if len(scales):
+        scales[:, 1] /= scales[0, 1]
+        metrics['scale_drift_percent'] = 100 * float(np.abs(scales[:, 1] - 1).max())
+    return RecordingEvaluation(recording.name, metrics, stamps, truth, aligned, scales)
 
 
 def _compare_depth(
-    update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map, errors: WindowErrors
+    update: MapUpdate, truths: dict[int, RgbdFrame], record: _MapRecord, errors: WindowErrors
 ) -> None:
-    """Compare a window's depth with what was measured, if anything was."""
+    """Compare a window's depth with the measured depth, if there is any."""
     frames, depth = update.batch.frames, update.reconstruction.depth
-    found = update.world_from_window.scale * np.stack(list(depth.values()))
-    true = np.stack([_measured(update, i, shots[frames[i].stamp_ns].depth) for i in depth])
-    valid = true > 0  # NaN compares false
+    estimate = update.world_from_window.scale * np.stack(list(depth.values()))
+    true = np.stack([_measured_depth(update, i, truths[frames[i].stamp_ns].depth) for i in depth])
+    valid = true > 0  # False for NaN
     if not valid.any():
         return
-    newest = update.batch.frames[-1].stamp_ns
-    known.units.append((shots[newest].stamp, float(np.median(true[valid] / found[valid]))))
+    newest = truths[update.batch.frames[-1].stamp_ns].stamp
+    record.scales.append((newest, float(np.median(true[valid] / estimate[valid]))))
     errors.add_depth(
-        *(torch.from_numpy(each)[None] for each in (found, np.nan_to_num(true), valid))
+        *(torch.from_numpy(each)[None] for each in (estimate, np.nan_to_num(true), valid))
     )
 
 
-def _gather_points(update: MapUpdate, shots: dict[int, RgbdFrame], known: _Map) -> None:
-    """Take some points of each new frame, as the map has them and as they were measured."""
+def _add_points(update: MapUpdate, truths: dict[int, RgbdFrame], record: _MapRecord) -> None:
+    """Add estimated and measured points of each new frame."""
     for i, frame in enumerate(update.batch.frames):
-        shot, fitted = shots[frame.stamp_ns], update.batch.images[i]
-        depth = _measured(update, i, shot.depth)
+        truth, image = truths[frame.stamp_ns], update.batch.images[i]
+        depth = _measured_depth(update, i, truth.depth)
         valid = depth > 0
         if not update.is_new[i] or not valid.any():
             continue
-        source = shot.intrinsics if fitted.source_intrinsics is None else fitted.source_intrinsics
-        matrix = torch.from_numpy(np.linalg.inv(fitted.source_from_network) @ source)
+        source = truth.intrinsics if image.source_intrinsics is None else image.source_intrinsics
+        matrix = torch.from_numpy(np.linalg.inv(image.source_from_network) @ source)
         in_camera = unproject(torch.from_numpy(depth).double(), matrix).numpy()[valid]
-        pose = shot.world_from_camera
+        pose = truth.world_from_camera
         measured = in_camera @ pose[:3, :3].T + pose[:3, 3]
-        known.true_points.append(_thin(measured))
-        found = _thin(update.point_cloud(i).xyz.astype(np.float64))
-        known.points.append((update.window_id, found))
+        record.true_points.append(_subsample(measured))
+        estimate = _subsample(update.point_cloud(i).xyz.astype(np.float64))
+        record.points.append((update.window_id, estimate))
 
 
-def _thin(points: Array) -> Array:
-    return points[np.linspace(0, len(points) - 1, min(len(points), _POINTS)).astype(np.intp)]
+def _subsample(points: Array) -> Array:
+    count = min(len(points), _POINTS_PER_FRAME)
+    return points[np.linspace(0, len(points) - 1, count).astype(np.intp)]
 
 
-def compare_clouds(truth: Array, found: Array) -> tuple[float, float]:
+def compare_clouds(truth: Array, estimate: Array) -> tuple[float, float]:
     """
-    Measure how near two clouds are, as DTU's benchmark does (Jensen et al., CVPR 2014).
+    Compute accuracy and completeness as the DTU benchmark does (Jensen et al., CVPR 2014).
 
     :param truth: (N, 3), m.
-    :param found: (M, 3), fitted to it.
-    :returns: accuracy, the mean distance of found points to the nearest true one, and
-        completeness, that of true points to the nearest found one.
+    :param estimate: (M, 3), aligned with the truth.
+    :returns: accuracy, the mean distance of estimated points to the nearest true one, and
+        completeness, that of true points to the nearest estimated one.
     """
-    one, other = torch.from_numpy(truth), torch.from_numpy(found)
+    true, estimated = torch.from_numpy(truth), torch.from_numpy(estimate)
     means = []
-    for here, there in ((other, one), (one, other)):
-        nearest = [torch.cdist(part, there).amin(1) for part in here.split(_AT_ONCE)]
+    for points, reference in ((estimated, true), (true, estimated)):
+        nearest = [
+            torch.cdist(chunk, reference).amin(1) for chunk in points.split(_POINTS_PER_CHUNK)
+        ]
         means.append(float(torch.cat(nearest).mean()))
     return means[0], means[1]
 
 
-def _measured(update: MapUpdate, i: int, depth: Depth) -> Depth:
-    fitted = update.batch.images[i]
+def _measured_depth(update: MapUpdate, i: int, depth: Depth) -> Depth:
+    """Return the measured depth at the pixels of the network's image."""
+    image = update.batch.images[i]
     rows, columns = np.indices(update.reconstruction.image_size)
     size = update.batch.frames[i].image.shape[:2]
-    return sample_source(depth, size, fitted.source_from_network, rows, columns, fitted.pixel_map)
+    return sample_source(depth, size, image.source_from_network, rows, columns, image.pixel_map)
 
 
-def recording_table(way: RecordingEvaluation) -> str:
-    """Lay the figures out for a person."""
-    lines = [way.name, *(f'  {name:20} {value:.4g}' for name, value in way.figures.items())]
-    return '\n'.join(lines)
+def recording_table(evaluation: RecordingEvaluation) -> str:
+    """Format the metrics, one a line."""
+    lines = [f'  {name:20} {value:.4g}' for name, value in evaluation.metrics.items()]
+    return '\n'.join([evaluation.name, *lines])

@@ -44,8 +44,8 @@ from vggt_ros.io import names
 from vggt_ros.io.message_reading import decode_image, ns_from_time, read_cloud
 from vggt_ros.io.message_types import PoseMessage
 from vggt_ros.lab.benchmarks.timing import TopicTiming, timing_table
-from vggt_ros.lab.evaluation.plots import RunPicture, draw_run
-from vggt_ros.lab.evaluation.trajectory import PathErrors, compare_paths
+from vggt_ros.lab.evaluation.plots import RunFigure, draw_run
+from vggt_ros.lab.evaluation.trajectory_errors import TrajectoryErrors, compare_trajectories
 from vggt_ros.msg import WindowReport
 from vggt_ros.settings import UNTRAINED_WARNING
 
@@ -251,10 +251,10 @@ def report(recorder: Recorder, output: Path) -> None:
     )
     warning = '' if newest.model_trained else UNTRAINED_WARNING
     truth = [recording.truth[when] for when in sorted(recording.truth)]
-    run = RunPicture(
+    run = RunFigure(
         title=f'vggt_ros: {title}',
         warning=warning,
-        path_note=note,
+        trajectory_note=note,
         unit='m' if errors is not None else 'units of the network',
         estimate=aligned.transform_poses(estimate),
         truth=np.stack(truth) if errors is not None else None,
@@ -272,14 +272,14 @@ def report(recorder: Recorder, output: Path) -> None:
 
 def _compare(
     recording: RecordedRun, times: list[int], estimate: Poses
-) -> tuple[PathErrors | None, str]:
+) -> tuple[TrajectoryErrors | None, str]:
     """Compare the estimate with the truth of the same stamps, and describe the result."""
     known = [i for i, when in enumerate(times) if when in recording.truth]
     if len(known) < 3:
         return None, f'no comparison: {len(known)} true poses have the stamp of an estimate'
     truth = np.stack([recording.truth[times[i]] for i in known])
     try:
-        errors = compare_paths(truth, estimate[known])
+        errors = compare_trajectories(truth, estimate[known])
     except ValueError as error:
         return None, f'no comparison with the truth: {error}'
     return errors, (

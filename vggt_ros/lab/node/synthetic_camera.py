@@ -27,9 +27,9 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 
 from vggt_ros.io import names
-from vggt_ros.lab.synthetic.path import smooth_path
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
+from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 from vggt_ros.ros.messages import builder
 from vggt_ros.ros.parameters import parameter_descriptor
 from vggt_ros.ros.qos import make_qos
@@ -93,7 +93,7 @@ class SyntheticCamera(Node):
         focal = settings.width / 2 / math.tan(math.radians(settings.field_of_view) / 2)
         matrix = [[focal, 0, settings.width / 2], [0, focal, settings.height / 2], [0, 0, 1]]
         intrinsics = torch.tensor(matrix, dtype=torch.float64)
-        poses = smooth_path(settings.frames, settings.seed, settings.step)
+        poses = smooth_trajectory(settings.frames, settings.seed, settings.step)
         scene = SyntheticScene.room(settings.seed)
         self._images: list[array.array[int]] = []
         for pose in poses:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intermediate tensors of a forward pass under the names that the goldens give them.
+"""
+Intermediate tensors of a forward pass under the names of the golden data.
 
-Taken from outside by forward hooks, so the network carries nothing for this.
+Recorded by forward hooks: the network has no code for this.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from vggt_ros.model import VGGT
 from vggt_ros.model.attention import patch_positions
 
-# What the goldens name: blocks, first norms and rotations, decoder stages, tracker steps.
+# Modules with golden outputs: blocks, first norms and RoPE, decoder stages, tracker steps.
 RECORDED_LEAVES = (
     'q_norm',
     'k_norm',
@@ -36,7 +37,7 @@ RECORDED_LEAVES = (
 RECORDED_PARENTS = ('blocks', 'frame_blocks', 'global_blocks', 'trunk', 'resize_layers')
 
 
-class Calls:
+class ModuleCalls:
     """Inputs and outputs of modules, in the order of their calls."""
 
     def __init__(self) -> None:
@@ -44,26 +45,26 @@ class Calls:
         self.outputs: dict[str, list[Tensor]] = {}
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        """A forward hook that keeps first input and output if they are tensors."""
+        """Return a forward hook that records first input and output of calls that return one."""
 
-        def keep(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def record(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, Tensor):
                 self.inputs.setdefault(name, []).append(args[0])
                 self.outputs.setdefault(name, []).append(output)
 
-        return keep
+        return record
 
 
 @contextmanager
-def record_calls(model: VGGT) -> Iterator[Calls]:
-    """Record calls of the modules that the goldens name."""
-    calls = Calls()
+def record_calls(model: VGGT) -> Iterator[ModuleCalls]:
+    """Record the calls of modules with golden outputs."""
+    calls = ModuleCalls()
     handles = []
     for name, module in model.named_modules():
         parent, _, leaf = f'.{name}'.rpartition('.')
-        listed = parent.rsplit('.', 1)[-1] in RECORDED_PARENTS
-        whole = name in ('aggregator.patch_embed', 'aggregator.patch_embed.patch_embed')
-        if listed or whole or leaf in RECORDED_LEAVES:
+        is_child = parent.rsplit('.', 1)[-1] in RECORDED_PARENTS
+        is_encoder = name in ('aggregator.patch_embed', 'aggregator.patch_embed.patch_embed')
+        if is_child or is_encoder or leaf in RECORDED_LEAVES:
             handles.append(module.register_forward_hook(calls.hook(name)))
     try:
         yield calls
@@ -72,8 +73,10 @@ def record_calls(model: VGGT) -> Iterator[Calls]:
             handle.remove()
 
 
-def intermediates(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """Recorded calls under the goldens' names."""
+def named_intermediates(
+    model: VGGT, calls: ModuleCalls, grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the recorded tensors under the golden names."""
     named = _encoder_tensors(model, calls, grid)
     named.update(_aggregator_tensors(model, calls, grid))
     named['camera.normed_tokens'] = calls.outputs['camera_head.token_norm'][0]
@@ -97,7 +100,7 @@ def intermediates(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[str,
     return named
 
 
-def _encoder_tensors(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[str, Tensor]:
+def _encoder_tensors(model: VGGT, calls: ModuleCalls, grid: tuple[int, int]) -> dict[str, Tensor]:
     encoder = 'aggregator.patch_embed'
     named = {
         'dino.pos_embed': model.aggregator.patch_embed.pos_encoding(*grid),
@@ -110,13 +113,15 @@ def _encoder_tensors(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[s
     return named
 
 
-def _aggregator_tensors(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dict[str, Tensor]:
+def _aggregator_tensors(
+    model: VGGT, calls: ModuleCalls, grid: tuple[int, int]
+) -> dict[str, Tensor]:
     tokens_in = calls.inputs['aggregator.frame_blocks.0'][0]
     named = {'agg.tokens_in': tokens_in}
     for i in range(model.config.agg.depth):
         within = calls.outputs[f'aggregator.frame_blocks.{i}'][0]
         across = calls.outputs[f'aggregator.global_blocks.{i}'][0]
-        named[f'agg.layer{i}'] = _concatenate(within, across)
+        named[f'agg.layer{i}'] = _layer_output(within, across)
     positions = patch_positions(*grid, model.aggregator.num_special_tokens, tokens_in.device)
     for kind in ('frame', 'global'):
         path = f'aggregator.{kind}_blocks.0.attn'
@@ -130,7 +135,7 @@ def _aggregator_tensors(model: VGGT, calls: Calls, grid: tuple[int, int]) -> dic
     return named
 
 
-def _decoder_tensors(short: str, path: str, calls: Calls) -> dict[str, Tensor]:
+def _decoder_tensors(short: str, path: str, calls: ModuleCalls) -> dict[str, Tensor]:
     named = {f'{short}.output_conv1': calls.outputs[f'{path}.scratch.output_conv1'][-1]}
     if f'{path}.scratch.output_conv2' in calls.outputs:
         named[f'{short}.logits'] = calls.outputs[f'{path}.scratch.output_conv2'][-1]
@@ -141,39 +146,39 @@ def _decoder_tensors(short: str, path: str, calls: Calls) -> dict[str, Tensor]:
 
 
 @contextmanager
-def recorded_outputs(model: VGGT, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+def record_outputs(model: VGGT, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
     """Record only the encoder's output and the `agg.layerN` in `names`, for large networks."""
-    kept: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {}
     aggregator = model.aggregator
 
-    def keep_tokens(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        kept['dino.patch_tokens'] = output
+    def record_encoder(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        recorded['dino.patch_tokens'] = output
 
-    def keep_concatenate(index: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    def layer_hooks(index: int) -> tuple[Callable[..., None], Callable[..., None]]:
         halves: list[Tensor] = []
 
-        def keep_frame(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        def record_frame(_module: nn.Module, _args: Any, output: Tensor) -> None:
             halves.append(output)
 
-        def keep_global(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            kept[f'agg.layer{index}'] = _concatenate(halves.pop(), output)
+        def record_global(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            recorded[f'agg.layer{index}'] = _layer_output(halves.pop(), output)
 
-        return keep_frame, keep_global
+        return record_frame, record_global
 
-    handles = [aggregator.patch_embed.register_forward_hook(keep_tokens)]
+    handles = [aggregator.patch_embed.register_forward_hook(record_encoder)]
     for index in range(model.config.agg.depth):
         if f'agg.layer{index}' in names:
-            keep_frame, keep_global = keep_concatenate(index)
-            handles.append(aggregator.frame_blocks[index].register_forward_hook(keep_frame))
-            handles.append(aggregator.global_blocks[index].register_forward_hook(keep_global))
+            record_frame, record_global = layer_hooks(index)
+            handles.append(aggregator.frame_blocks[index].register_forward_hook(record_frame))
+            handles.append(aggregator.global_blocks[index].register_forward_hook(record_global))
     try:
-        yield kept
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _concatenate(within: Tensor, across: Tensor) -> Tensor:
-    """Frame output (B·S, T, C) beside global output (B, S·T, C): (B, S, T, 2C)."""
+def _layer_output(within: Tensor, across: Tensor) -> Tensor:
+    """Concatenate frame (B·S, T, C) and global output (B, S·T, C) to (B, S, T, 2C)."""
     shape = (across.shape[0], -1, *within.shape[1:])
     return torch.cat((within.reshape(shape), across.reshape(shape)), dim=-1)

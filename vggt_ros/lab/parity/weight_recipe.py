@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights and inputs drawn from their names: the same numbers on every machine, without files.
+"""
+Pseudo-random weights and inputs, seeded by their names: the same on every machine, without files.
 
-Golden outputs of the reference were made with these weights, so parity needs no gigabytes. The
-numbers are random but shaped so that a forward pass stays finite and every part matters.
+The golden outputs of the reference were computed with these weights, so parity needs no download.
+Their distributions keep a forward pass finite and let every part contribute.
 """
 
 from __future__ import annotations
@@ -29,37 +30,39 @@ TOKENS = frozenset(
     )
 )
 POSE_BIAS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.2, 0.2)  # identity rotation, wide views
-Spread = tuple[float | NDArray[np.float32], float | NDArray[np.float32]]
+Distribution = tuple[float | NDArray[np.float32], float | NDArray[np.float32]]
 
 
-def uniform(name: str, shape: Sequence[int], salt: str) -> NDArray[np.float32]:
-    """Numbers in [0, 1) of 24 random bits each, exact in float32, seeded by `salt:name`."""
+def uniform_from_name(name: str, shape: Sequence[int], salt: str) -> NDArray[np.float32]:
+    """Return numbers in [0, 1) of 24 random bits, exact in float32, seeded by `salt:name`."""
     stream = np.random.PCG64(zlib.crc32(f'{salt}:{name}'.encode()))
-    # The upper 24 bits of each draw.
+    # The upper 24 bits.
     bits = (stream.random_raw(math.prod(shape)) >> np.uint64(40)).astype(np.float32)
     return (bits * np.float32(2.0**-24)).reshape(shape)
 
 
-def weight(name: str, shape: Sequence[int], salt: str) -> NDArray[np.float32]:
-    """The weight of a checkpoint key."""
-    width, centre = _spread(name, shape)
-    value = (uniform(name, shape, salt) - np.float32(0.5)) * np.asarray(width, dtype=np.float32)
+def weight_from_name(name: str, shape: Sequence[int], salt: str) -> NDArray[np.float32]:
+    """Return the weight of a checkpoint key."""
+    width, centre = _distribution(name, shape)
+    value = uniform_from_name(name, shape, salt) - np.float32(0.5)
+    value = value * np.asarray(width, dtype=np.float32)
     return value + np.asarray(centre, dtype=np.float32)
 
 
-def fill(model: nn.Module, salt: str, probe_scale: float = 1.0) -> None:
-    """Overwrite every parameter of `model`.
+def fill_weights(model: nn.Module, salt: str, probe_scale: float = 1.0) -> None:
+    """
+    Overwrite every parameter of a model.
 
-    :param probe_scale: factor on everything whose size a wrong norm epsilon would show.
+    :param probe_scale: factor on the weights that make a wrong norm epsilon detectable.
     """
     with torch.no_grad():
         for name, target in model.state_dict().items():
-            value = torch.from_numpy(weight(name, target.shape, salt))
+            value = torch.from_numpy(weight_from_name(name, target.shape, salt))
             target.copy_(value * probe_scale if is_probe(name, target) else value)
 
 
 def is_probe(name: str, tensor: Tensor) -> bool:
-    """Whether `probe_scale` applies: vectors but LayerScale, tokens, and the patches' way in."""
+    """Whether `probe_scale` applies: vectors but LayerScale, tokens, and the patch projection."""
     leaf = name.rsplit('.', 1)[-1]
     return (
         (tensor.ndim == 1 and leaf != 'gamma')
@@ -69,8 +72,8 @@ def is_probe(name: str, tensor: Tensor) -> bool:
     )
 
 
-def _spread(name: str, shape: Sequence[int]) -> Spread:
-    """Width and centre of the uniform distribution of a key."""
+def _distribution(name: str, shape: Sequence[int]) -> Distribution:
+    """Return width and centre of the uniform distribution of a key."""
     leaf = name.rsplit('.', 1)[-1]
     if leaf == 'gamma':
         return 0.3, 0.35
@@ -94,6 +97,6 @@ def _spread(name: str, shape: Sequence[int]) -> Spread:
         return rows.astype(np.float32), 0.0
     if name.endswith('updateformer.input_transform.weight'):
         columns = np.full((1, shape[1]), width)
-        columns[:, : (shape[1] - 4) // 3] *= 0.1  # the stiff flow code, which magnifies rounding
+        columns[:, : (shape[1] - 4) // 3] *= 0.1  # the flow embedding, which magnifies rounding
         return columns.astype(np.float32), 0.0
     return width, 0.0

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A furnished room as numbers: solids, their surfaces and the lights.
+Furnished rooms as tensors: solids, their surfaces and the lamps.
 
 The world frame (`synthetic_room`) has its origin on the floor in the middle of the room, x and y
 along the walls and z up, in metres. A solid is a unit cube, ball or cylinder (|x|, |y|, |z| <= 1),
-scaled by its half size, turned about the vertical and moved to its centre; the room is a cube
-seen from inside. A ring around the middle, the lane, stays free of furniture, so that a path
-inside it never collides.
+scaled by its half size, rotated about z and translated to its centre; the room is a cube seen from
+inside. A ring around the middle, the lane, stays free of furniture: a trajectory inside it never
+collides.
 
-The same seed makes the same room on every device. All rooms have the same number of solids of
-each kind, in the same order, so that rooms can be stacked and rendered as one batch.
+A seed gives the same room on every device. All rooms have the same number of solids of each kind,
+in the same order, so they can be stacked and rendered as one batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vggt_ros.lab.synthetic.texture import TextureBank, texture_bank
 
-LANE = (1.4, 2.2)  # m from the middle of the room: between these radii there is no furniture
+LANE = (1.4, 2.2)  # m, radii of the ring without furniture around the middle of the room
 SIDES = 6  # -x +x -y +y -z +z, by the largest component of the outward normal in the solid's frame
 
 _CENTRE_KINDS = ('box', 'cylinder', 'sphere', 'box', 'sphere')
@@ -33,7 +33,7 @@ KINDS = ('room', *_CENTRE_KINDS, *_WALL_KINDS, *('box',) * 4)
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticScene:
-    """R rooms of M solids each; a renderer takes one room for all views or one for each view."""
+    """R rooms of M solids each; rendered with one room for all views or one per view."""
 
     centre: Tensor  # (R, M, 3) m
     half_size: Tensor  # (R, M, 3) m
@@ -43,7 +43,7 @@ class SyntheticScene:
     offset: Tensor  # (R, M, SIDES, 2) tiles
     colours: Tensor  # (R, M, SIDES, 2, 3) in [0, 1], the two colours that the pattern mixes
     detail: Tensor  # (R, M, SIDES), how much the fine detail varies the brightness
-    light: Tensor  # (R, L, 3) m
+    light: Tensor  # (R, L, 3) m, positions of the lamps
     bank: TextureBank
 
     @staticmethod
@@ -55,7 +55,7 @@ class SyntheticScene:
             (torch.stack([half[0] * 0, half[1] * 0, half[2]]), half, 0.0),
             *_centre_furniture(random),
             *_wall_furniture(random, half),
-            *_pictures(random, half),
+            *_paintings(random, half),
         ]
         centre = torch.stack([solid[0] for solid in solids])[None]
         half_size = torch.stack([solid[1] for solid in solids])[None]
@@ -67,23 +67,23 @@ class SyntheticScene:
 
     @staticmethod
     def stack(scenes: Sequence[SyntheticScene]) -> SyntheticScene:
-        """Join rooms into one batch."""
-        return scenes[0]._with_rooms(
+        """Concatenate rooms to one batch."""
+        return scenes[0]._map_rooms(
             lambda name: torch.cat([getattr(scene, name) for scene in scenes])
         )
 
-    def for_views(self, views: int) -> SyntheticScene:
-        """Repeat each room for so many views, which then stand one after the other."""
-        return self._with_rooms(lambda name: getattr(self, name).repeat_interleave(views, dim=0))
+    def repeat_for_views(self, views: int) -> SyntheticScene:
+        """Repeat each room for its views, which follow one another."""
+        return self._map_rooms(lambda name: getattr(self, name).repeat_interleave(views, dim=0))
 
-    def _with_rooms(self, make: Callable[[str], Tensor]) -> SyntheticScene:
+    def _map_rooms(self, make: Callable[[str], Tensor]) -> SyntheticScene:
         names = (
             field.name for field in dataclasses.fields(SyntheticScene) if field.name != 'bank'
         )
         return dataclasses.replace(self, **{name: make(name) for name in names})
 
     def to(self, device: torch.device | str) -> SyntheticScene:
-        """Move everything."""
+        """Copy all tensors to a device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)}
         return SyntheticScene(**moved)
 
@@ -97,7 +97,7 @@ def _uniform(random: torch.Generator, low: Sequence[float], high: Sequence[float
 
 
 def _centre_furniture(random: torch.Generator) -> list[Solid]:
-    """Put a table with things on it in the middle, all inside the lane's inner circle."""
+    """Place a table with objects on it in the middle, inside the lane's inner circle."""
     yaw = float(_uniform(random, [0.0], [math.pi])[0])
     table = _uniform(random, (0.4, 0.3, 0.3), (0.7, 0.55, 0.45))
     top = 2 * float(table[2])
@@ -119,11 +119,11 @@ def _centre_furniture(random: torch.Generator) -> list[Solid]:
 
 
 def _wall_furniture(random: torch.Generator, room: Tensor) -> list[Solid]:
-    """Put one solid in each eighth of the strip between the lane and the walls."""
+    """Place one solid in each octant between the lane and the walls."""
     solids = []
-    for place, kind in enumerate(_WALL_KINDS):
-        turn, reach, along, aspect, height, yaw = torch.rand(6, generator=random).tolist()
-        angle = 2 * math.pi * (place + 0.6 * (turn - 0.5)) / len(_WALL_KINDS)
+    for octant, kind in enumerate(_WALL_KINDS):
+        offset, reach, along, aspect, height, yaw = torch.rand(6, generator=random).tolist()
+        angle = 2 * math.pi * (octant + 0.6 * (offset - 0.5)) / len(_WALL_KINDS)
         direction = (math.cos(angle), math.sin(angle))
         wall = min(float(room[i]) / max(abs(direction[i]), 1e-9) for i in range(2))
         bound = min(0.3 + 0.4 * reach, (wall - LANE[1]) / 2.2)
@@ -136,8 +136,8 @@ def _wall_furniture(random: torch.Generator, room: Tensor) -> list[Solid]:
     return solids
 
 
-def _pictures(random: torch.Generator, room: Tensor) -> list[Solid]:
-    """Hang a flat box on each wall."""
+def _paintings(random: torch.Generator, room: Tensor) -> list[Solid]:
+    """Place a flat box on each wall."""
     solids = []
     for wall in range(4):
         axis, sign = wall // 2, 1 - 2 * (wall % 2)
@@ -151,11 +151,11 @@ def _pictures(random: torch.Generator, room: Tensor) -> list[Solid]:
 
 
 def _surfaces(random: torch.Generator) -> dict[str, Tensor]:
-    """Choose texture, size of its tile and two colours for each side of each solid."""
+    """Draw texture, tile size and two colours for each side of each solid."""
     count, bank = len(KINDS), texture_bank()
     texture = torch.randint(bank.count, (count, SIDES), generator=random)
     texture[0] = torch.randperm(bank.count, generator=random)[:SIDES]  # six different walls
-    texture[1:] = texture[1:, :1]  # the furniture has one texture all over
+    texture[1:] = texture[1:, :1]  # furniture has one texture on all sides
     tile_size = _uniform(random, [0.8], [1.6]).expand(count, SIDES).clone()
     tile_size[0] = 3 + torch.rand(SIDES, generator=random)
     bright = 0.35 + 0.65 * torch.rand(count, SIDES, 3, generator=random)

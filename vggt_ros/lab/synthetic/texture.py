@@ -2,13 +2,12 @@
 """
 A bank of procedural textures, and band-limited look-ups into it.
 
-Every texture is a square tile that repeats without a seam and has two channels: a pattern, which
-chooses between the two colours of a surface, and a fine detail, which varies its brightness. The
-bank is made once and shared by all surfaces of all rooms; a surface adds its own colours, size
-and offset. A look-up blends two levels of a mip pyramid (Williams, Pyramidal Parametrics, 1983),
-so that far walls do not flicker from frame to frame.
+Every texture is a seamless square tile with two channels: a pattern, which mixes the two colours
+of a surface, and a fine detail, which varies its brightness. All surfaces of all rooms share the
+bank; a surface adds its own colours, size and offset. A look-up blends two levels of a mip pyramid
+(Williams, Pyramidal Parametrics, 1983), so that distant walls do not flicker between frames.
 
-It knows nothing of scenes or cameras, and filters isotropically only.
+Filtering is isotropic.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ BANK_SEED = 1
 
 @dataclasses.dataclass(frozen=True)
 class TextureBank:
-    """All levels of all textures as rows of one table, so that a look-up is a plain gather."""
+    """All levels of all textures as rows of one table: a look-up is a plain gather."""
 
     texels: Tensor  # (rows, 2) in [0, 1]: pattern, detail
     level_starts: Tensor  # (levels,) int64: first row of each level
     count: int
 
     def to(self, device: torch.device | str) -> TextureBank:
-        """Move the table."""
+        """Copy the table to a device."""
         return TextureBank(self.texels.to(device), self.level_starts.to(device), self.count)
 
     def sample(self, index: Tensor, uv: Tensor, footprint: Tensor) -> Tensor:
@@ -70,21 +69,21 @@ class TextureBank:
 
 @functools.lru_cache
 def texture_bank(device: torch.device | str = 'cpu') -> TextureBank:
-    """Return the bank; it is the same in every process and on every device."""
+    """Return the bank, the same in every process and on every device."""
     if torch.device(device).type != 'cpu':
         return texture_bank().to(device)
     random = torch.Generator().manual_seed(BANK_SEED)
     patterns = [
         _planks(random),
-        _tiles(random, 8, 8, joint=0.06, stagger=False),
-        _tiles(random, 16, 8, joint=0.1, stagger=True),
-        _chips(random, 90),
-        _chips(random, 300),
+        _tiles(random, 8, 8, grout=0.06, stagger=False),
+        _tiles(random, 16, 8, grout=0.1, stagger=True),
+        _voronoi(random, 90),
+        _voronoi(random, 300),
         _rectangles(random, 60),
         _rectangles(random, 220),
-        _veins(random),
-        _blots(random, 8),
-        _blots(random, 32),
+        _marble(random),
+        _blobs(random, 8),
+        _blobs(random, 32),
         _noise(random, (4, 4), 6),
         _noise(random, (16, 16), 4),
     ]
@@ -101,8 +100,8 @@ def texture_bank(device: torch.device | str = 'cpu') -> TextureBank:
     return TextureBank(torch.cat(levels).contiguous(), torch.tensor(starts), len(patterns))
 
 
-def _stretch(image: Tensor) -> Tensor:
-    """Spread the values over [0, 1]."""
+def _rescale(image: Tensor) -> Tensor:
+    """Map the values linearly to [0, 1]."""
     return (image - image.min()) / (image.max() - image.min())
 
 
@@ -116,30 +115,30 @@ def _noise(random: torch.Generator, cells: tuple[int, int], octaves: int) -> Ten
         row, column = SIZE // rows, SIZE // columns
         smooth = functional.interpolate(padded, scale_factor=(row, column), mode='bicubic')
         total += 0.6**octave * smooth[0, 0, 2 * row : -2 * row, 2 * column : -2 * column]
-    return _stretch(total)
+    return _rescale(total)
 
 
 def _tiles(
-    random: torch.Generator, rows: int, columns: int, joint: float, stagger: bool
+    random: torch.Generator, rows: int, columns: int, grout: float, stagger: bool
 ) -> Tensor:
-    """Lay tiles or bricks of different greys between dark joints (a fraction of the height)."""
+    """Return tiles or bricks of random greys with dark grout, a fraction of the tile's height."""
     axis = torch.arange(SIZE) / SIZE
     y = axis[:, None] * rows
     row = y.long()
     x = axis[None, :] * columns + (row % 2) * (0.5 if stagger else 0.0)
     grey = torch.rand(rows, columns, generator=random) * 0.7 + 0.3
     tile = grey[row.expand(SIZE, SIZE), x.long() % columns]
-    in_joint = ((y % 1) < joint) | ((x % 1) < joint * columns / rows)
-    return torch.where(in_joint, torch.zeros(()), tile)
+    in_grout = ((y % 1) < grout) | ((x % 1) < grout * columns / rows)
+    return torch.where(in_grout, torch.zeros(()), tile)
 
 
 def _planks(random: torch.Generator) -> Tensor:
     grain = _noise(random, (64, 4), 3)
-    return (0.6 * _tiles(random, 8, 2, joint=0.05, stagger=True) + 0.4 * grain).clamp(0, 1)
+    return (0.6 * _tiles(random, 8, 2, grout=0.05, stagger=True) + 0.4 * grain).clamp(0, 1)
 
 
-def _chips(random: torch.Generator, count: int) -> Tensor:
-    """Break the tile into cells around random points (a periodic Voronoi diagram)."""
+def _voronoi(random: torch.Generator, count: int) -> Tensor:
+    """Return the periodic Voronoi diagram of random points, each cell of another grey."""
     points = torch.rand(2, count, generator=random)
     grey = torch.rand(count, generator=random)
     axis = (torch.arange(SIZE) / SIZE)[:, None]
@@ -150,7 +149,7 @@ def _chips(random: torch.Generator, count: int) -> Tensor:
 
 
 def _rectangles(random: torch.Generator, count: int) -> Tensor:
-    """Lay rectangles of all sizes over one another, as on a notice board."""
+    """Return overlapping rectangles of all sizes."""
     image = torch.full((SIZE, SIZE), 0.5)
     largest = SIZE / math.sqrt(count) * 3
     for _ in range(count):
@@ -162,11 +161,11 @@ def _rectangles(random: torch.Generator, count: int) -> Tensor:
     return image
 
 
-def _veins(random: torch.Generator) -> Tensor:
+def _marble(random: torch.Generator) -> Tensor:
     along = torch.arange(SIZE) / SIZE
     phase = 3 * along[:, None] + 2 * along[None, :] + 2.5 * _noise(random, (4, 4), 5)
     return 1 - torch.sin(2 * math.pi * phase).abs().sqrt()
 
 
-def _blots(random: torch.Generator, cells: int) -> Tensor:
+def _blobs(random: torch.Generator, cells: int) -> Tensor:
     return torch.sigmoid(30 * (_noise(random, (cells, cells), 3) - 0.5))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: what the truth is, losses, samples and the loop."""
+"""Training: datasets, losses, the trainer and its recipes."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the network with recorded outputs of the reference, down to named intermediates.
+"""
+Compare the network with golden outputs and intermediate tensors of the reference.
 
-A golden case is a small network described by its `config.json`; the full size is checked on
-stored samples and statistics. Weights come from `weight_recipe`.
+A golden case is a small network with a `config.json`; the full size is compared by stored samples
+and statistics. Weights come from `weight_recipe`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vggt_ros.geometry.camera import decode_pose
-from vggt_ros.lab.parity.intermediates import intermediates, record_calls, recorded_outputs
-from vggt_ros.lab.parity.weight_recipe import fill, uniform
+from vggt_ros.lab.parity.intermediates import named_intermediates, record_calls, record_outputs
+from vggt_ros.lab.parity.weight_recipe import fill_weights, uniform_from_name
 from vggt_ros.model import VGGT, Prediction, VGGTConfig
 
 LIMIT = 5e-5
 TRACK_LIMIT = 1e-3
-UPDATE_INPUT_LIMIT = 1e-2  # the flow code magnifies rounding by up to 1000 rad/px
+UPDATE_INPUT_LIMIT = 1e-2  # the flow embedding magnifies rounding by up to 1000 rad/px
 FULL_LIMIT = 1e-4
 FULL_SALT = 'full-1'
 HEAD_OF_PREFIX = (
@@ -47,12 +48,12 @@ HEAD_OF_PREFIX = (
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """One tensor against the reference."""
+    """The deviation of one tensor from the reference."""
 
     case: str
     name: str
     head: str
-    error: float  # largest difference over the golden's largest distance from its mean
+    error: float  # see `relative_deviation`
     limit: float
 
     @property
@@ -63,16 +64,16 @@ class Deviation:
 
 @dataclass(frozen=True, slots=True)
 class FullSizeRun:
-    """One full-size case: its deviations and what it cost."""
+    """Deviations, time and memory of one full-size case."""
 
     case: str
     deviations: list[Deviation]
     seconds: float  # of the forward pass
-    peak_gigabytes: float  # resident memory of the process so far, weights included
+    peak_gigabytes: float  # peak resident memory of the process, weights included
 
 
 def limit_of(name: str) -> float:
-    """How far a golden tensor of this name may be missed."""
+    """Return the limit on the deviation of a golden tensor."""
     if name.endswith('update_in'):
         return UPDATE_INPUT_LIMIT
     tracked = name in ('track', 'vis', 'conf') or name.startswith(('track.pred', 'track.iter'))
@@ -80,15 +81,19 @@ def limit_of(name: str) -> float:
 
 
 def head_of(name: str) -> str:
-    """The part of the network that a tensor belongs to."""
+    """Return the part of the network that a golden tensor belongs to."""
     for prefix, head in HEAD_OF_PREFIX:
         if name.startswith(prefix) or (prefix == 'trinsic' and prefix in name):
             return head
     raise ValueError(f'{name} belongs to no known part of the network')
 
 
-def deviation(golden: Tensor, ours: Tensor) -> float:
-    """The largest difference in units of the golden's spread; infinite if they cannot match."""
+def relative_deviation(golden: Tensor, ours: Tensor) -> float:
+    """
+    Return the largest difference over the golden's largest deviation from its mean.
+
+    Infinite if shapes differ, or values are not finite where the golden's are.
+    """
     if golden.shape != ours.shape:
         return float('inf')
     golden, ours = golden.double(), ours.double()
@@ -103,17 +108,17 @@ def deviation(golden: Tensor, ours: Tensor) -> float:
 
 
 def build_case(folder: Path) -> VGGT:
-    """The network of a golden case, with its weights."""
+    """Return the network of a golden case, with its weights."""
     description = json.loads((folder / 'config.json').read_text())
     case = description['_case']
     model = VGGT(VGGTConfig.from_dict(description))
     model.eval()
-    fill(model, case['salt'], case['probe_scale'])
+    fill_weights(model, case['salt'], case['probe_scale'])
     return model
 
 
 def check_case(folder: Path) -> list[Deviation]:
-    """Every output and intermediate that a golden case has."""
+    """Compare every output and intermediate of a golden case."""
     inputs = load_file(folder / 'inputs.safetensors')
     golden: dict[str, Tensor] = {}
     for name in ('outputs', 'intermediates'):
@@ -121,7 +126,9 @@ def check_case(folder: Path) -> list[Deviation]:
             golden.update(load_file(folder / f'{name}.safetensors'))
     ours = run_model(build_case(folder), inputs['images'], inputs['query_points'])
     return [
-        Deviation(folder.name, name, head_of(name), deviation(value, ours[name]), limit_of(name))
+        Deviation(
+            folder.name, name, head_of(name), relative_deviation(value, ours[name]), limit_of(name)
+        )
         for name, value in sorted(golden.items())
         if name != 'world_points_from_depth'  # geometry, with goldens of its own
     ]
@@ -129,17 +136,17 @@ def check_case(folder: Path) -> list[Deviation]:
 
 @torch.no_grad()
 def run_model(model: VGGT, images: Tensor, query_points: Tensor) -> dict[str, Tensor]:
-    """All tensors of one forward pass under the goldens' names."""
+    """Return all tensors of one forward pass under the golden names."""
     with record_calls(model) as calls:
         prediction = model(images, query_points)
     image_size = images.shape[-2], images.shape[-1]
-    tensors = outputs(prediction, image_size)
-    tensors.update(intermediates(model, calls, model.patch_grid(image_size)))
+    tensors = named_outputs(prediction, image_size)
+    tensors.update(named_intermediates(model, calls, model.patch_grid(image_size)))
     return tensors
 
 
-def outputs(prediction: Prediction, image_size: tuple[int, int]) -> dict[str, Tensor]:
-    """A prediction under the goldens' names."""
+def named_outputs(prediction: Prediction, image_size: tuple[int, int]) -> dict[str, Tensor]:
+    """Return the tensors of a prediction under the golden names."""
     p = prediction
     poses, iterations = p.pose_encodings or [], p.track_iterations or []
     if p.depth is None or p.points is None or p.tracks is None or not poses:
@@ -163,25 +170,26 @@ def outputs(prediction: Prediction, image_size: tuple[int, int]) -> dict[str, Te
 
 
 def build_full_size() -> VGGT:
-    """VGGT-1B with recipe weights."""
+    """Return VGGT-1B with recipe weights."""
     with torch.device('meta'):
         model = VGGT(VGGTConfig.vggt_1b())
     model.to_empty(device='cpu').eval()
-    fill(model, FULL_SALT)
+    fill_weights(model, FULL_SALT)
     return model
 
 
 @torch.no_grad()
 def check_full_size(model: VGGT, reference: Path) -> FullSizeRun:
-    """One full-size case against the samples and statistics in a JSON file."""
+    """Compare one full-size case with the samples and statistics in a JSON file."""
     golden = json.loads(reference.read_text())
     case = golden['case']
-    images = torch.from_numpy(uniform('images', golden['images']['shape'], f'full-{case}'))
+    shape = golden['images']['shape']
+    images = torch.from_numpy(uniform_from_name('images', shape, f'full-{case}'))
     start = time.perf_counter()
-    with recorded_outputs(model, golden['outputs']) as kept:
+    with record_outputs(model, golden['outputs']) as recorded:
         prediction = model(images, torch.tensor([golden['query_points']]))
     seconds = time.perf_counter() - start
-    ours = {**kept, **outputs(prediction, (images.shape[-2], images.shape[-1]))}
+    ours = {**recorded, **named_outputs(prediction, (images.shape[-2], images.shape[-1]))}
     deviations = [
         Deviation(case, name, head_of(name), sample_deviation(expected, ours[name]), FULL_LIMIT)
         for name, expected in golden['outputs'].items()
@@ -191,7 +199,7 @@ def check_full_size(model: VGGT, reference: Path) -> FullSizeRun:
 
 
 def sample_deviation(golden: dict[str, Any], ours: Tensor) -> float:
-    """The worst of samples, mean and standard deviation, in standard deviations."""
+    """Return the worst deviation of samples, mean and std, in standard deviations."""
     if list(ours.shape) != golden['shape']:
         return float('inf')
     flat = ours.double().flatten()
@@ -205,10 +213,10 @@ def sample_deviation(golden: dict[str, Any], ours: Tensor) -> float:
 
 
 def worst_by_head(deviations: list[Deviation]) -> dict[str, Deviation]:
-    """For each part of the network the deviation that comes closest to its limit."""
+    """Return for each part of the network the deviation closest to its limit."""
     worst: dict[str, Deviation] = {}
-    for found in deviations:
-        known = worst.get(found.head)
-        if known is None or not found.error / found.limit <= known.error / known.limit:
-            worst[found.head] = found
+    for deviation in deviations:
+        known = worst.get(deviation.head)
+        if known is None or not deviation.error / deviation.limit <= known.error / known.limit:
+            worst[deviation.head] = deviation
     return worst

@@ -12,26 +12,26 @@ import torch
 from vggt_ros.geometry.camera import invert_rigid
 from vggt_ros.geometry.rotation import matrix_from_quaternion
 from vggt_ros.inference.network import VGGTNetwork
-from vggt_ros.lab.evaluation.baselines import mean_motion, sift_motion, straight_ahead
+from vggt_ros.lab.evaluation.baselines import forward_motion, mean_motion, sift_relative_poses
 from vggt_ros.lab.evaluation.synthetic_windows import evaluate_windows, window_table
 from vggt_ros.lab.evaluation.window_metrics import (
     WindowErrors,
     area_under_curve,
     error_by_confidence,
-    relative_motion,
+    relative_poses,
 )
-from vggt_ros.lab.synthetic.path import smooth_path
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
-from vggt_ros.lab.training.samples import SyntheticSource
+from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
+from vggt_ros.lab.training.dataset import SyntheticDataset
 from vggt_ros.model import VGGT, VGGTConfig
 
-SOURCE = SyntheticSource('test', 0, 56, 84, queries=4)
+SOURCE = SyntheticDataset('test', 0, 56, 84, queries=4)
 
 
 @pytest.fixture(scope='module')
 def truth():
-    return SOURCE.windows(0, 4, 3).truth
+    return SOURCE.batch(0, 4, 3).truth
 
 
 def turn_about_z(degrees):
@@ -52,7 +52,7 @@ def test_the_truth_has_no_error_in_whatever_frame_and_unit(truth):
     errors.add_cameras(moved[..., :3, :], true)
     errors.add_focal(truth.pose_encodings()[..., 8], truth.pose_encodings()[..., 8])
     errors.add_depth(3 * truth.depth, truth.depth, truth.valid)
-    found = errors.figures()
+    found = errors.metrics()
     assert found['rotation_median_deg'] < 1e-3
     assert found['translation_direction_median_deg'] < 1e-3
     assert found['absrel'] < 1e-6 and found['delta1'] == 1 and found['focal_error_percent'] == 0
@@ -69,7 +69,7 @@ def test_known_errors_are_found(truth):
     depth[:, :, :10] *= 1.3
     errors.add_depth(depth, truth.depth, truth.valid)
     errors.add_focal(torch.tensor([[math.radians(90)]]), torch.tensor([[2 * math.atan(0.5)]]))
-    figures = errors.figures()
+    figures = errors.metrics()
     rotation = np.concatenate(errors.rotation).reshape(4, 3)
     np.testing.assert_allclose(rotation, np.tile([7.0, 0.0, 7.0], (4, 1)), atol=1e-3)
     assert figures['absrel'] == pytest.approx(0.3 * 10 / 56, rel=1e-3)
@@ -78,17 +78,17 @@ def test_known_errors_are_found(truth):
 
 
 def test_a_backward_translation_is_wrong_and_a_standing_camera_has_none():
-    forward = straight_ahead(2)
+    forward = forward_motion(2)
     backward = forward.clone()
     backward[..., 3] *= -1
     errors = WindowErrors()
     errors.add_cameras(backward, forward)
-    assert errors.figures()['translation_direction_median_deg'] == pytest.approx(180)
+    assert errors.metrics()['translation_direction_median_deg'] == pytest.approx(180)
     standing = torch.eye(4)[:3].repeat(1, 2, 1, 1)
     errors = WindowErrors()
     errors.add_cameras(forward, standing)
-    assert errors.figures()['auc5'] == 1
-    assert math.isnan(errors.figures()['translation_direction_median_deg'])
+    assert errors.metrics()['auc5'] == 1
+    assert math.isnan(errors.metrics()['translation_direction_median_deg'])
 
 
 def test_area_under_curve_by_hand():
@@ -106,22 +106,22 @@ def test_quartiles_of_confidence_come_in_order():
 
 def test_motions_of_pairs_are_those_of_the_cameras(truth):
     cameras = truth.camera_from_world.double()
-    motion = relative_motion(cameras).view(4, 3, 3, 4)  # pairs 01, 02, 12
+    motion = relative_poses(cameras).view(4, 3, 3, 4)  # pairs 01, 02, 12
     torch.testing.assert_close(motion[:, 1], cameras[:, 2])  # the first camera is the frame
     there = motion[:, 2, :, :3] @ motion[:, 0, :, 3:] + motion[:, 2, :, 3:]
     torch.testing.assert_close(there, motion[:, 1, :, 3:])
 
 
 def test_sift_finds_the_motion_in_a_rich_room():
-    poses = smooth_path(3, 0, step=0.25)
+    poses = smooth_trajectory(3, 0, step=0.25)
     matrix = torch.tensor([[200.0, 0, 160], [0, 200, 120], [0, 0, 1]]).expand(3, 3, 3)
     images, _ = render(SyntheticScene.room(0), poses, matrix, 240, 320)
     errors = WindowErrors()
-    motion = sift_motion(images.permute(0, 3, 1, 2) / 255, matrix)
-    errors.add_motions(motion, invert_rigid(poses)[None, :, :3])
-    found = errors.figures()
+    motion = sift_relative_poses(images.permute(0, 3, 1, 2) / 255, matrix)
+    errors.add_relative_poses(motion, invert_rigid(poses)[None, :, :3])
+    found = errors.metrics()
     assert found['rotation_median_deg'] < 1 and found['translation_direction_median_deg'] < 5
-    nothing = sift_motion(torch.zeros(2, 3, 56, 84), matrix)
+    nothing = sift_relative_poses(torch.zeros(2, 3, 56, 84), matrix)
     assert torch.equal(nothing, torch.eye(4, dtype=torch.float64)[None, :3])
 
 
@@ -134,13 +134,13 @@ def test_mean_motion_is_a_mean():
 def test_an_evaluation_has_every_figure_of_everybody():
     torch.manual_seed(0)
     network = VGGTNetwork(VGGT(VGGTConfig.tiny()), 'tiny', False, 'float32')
-    figures = evaluate_windows(network, SOURCE, windows=5, frames=3, learnt_from=4)
+    figures = evaluate_windows(network, SOURCE, windows=5, frames=3, training_windows=4)
     assert json.loads(json.dumps(figures)) == figures
     cameras = {'auc5', 'auc10', 'auc30', 'rotation_median_deg', 'translation_direction_median_deg'}
     depth = {'absrel', 'delta1'}
     assert set(figures['model']) >= cameras | depth | {'focal_error_percent', 'windows_per_second'}
     assert set(figures['baselines']['constant_depth']) == depth
-    for name in ('mean_motion', 'straight_ahead', 'sift'):
+    for name in ('mean_motion', 'forward_motion', 'sift'):
         assert set(figures['baselines'][name]) >= cameras, name
     assert len(figures['model']['depth_error_by_confidence']) == 4
     table = window_table(figures)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vggt_ros.geometry.sim3 import Sim3
-from vggt_ros.lab.evaluation.trajectory import compare_paths, fit_sim3
+from vggt_ros.lab.evaluation.trajectory_errors import compare_trajectories, fit_sim3
 
 
 def turn_about(axis, angle):
@@ -45,7 +45,7 @@ def test_an_exact_path_in_another_frame_and_unit_has_no_error():
     rng = np.random.default_rng(2)
     truth = random_path(rng)
     estimate = Sim3(0.3, turn_about([1, 2, 3], 1.0), np.array([4.0, 5, 6])).transform_poses(truth)
-    errors = compare_paths(truth, estimate)
+    errors = compare_trajectories(truth, estimate)
     assert errors.position_rms < 1e-9
     assert errors.rotation_median < 1e-6
     steps = np.diff(truth[:, :3, 3], axis=0)
@@ -59,7 +59,7 @@ def test_errors_have_the_size_of_what_is_wrong():
     turns = np.stack([turn_about(axis, 0.1) for axis in rng.normal(size=(400, 3))])
     wrong[:, :3, :3] = truth[:, :3, :3] @ turns
     wrong[:, :3, 3] += rng.normal(size=(400, 3)) * 0.2
-    errors = compare_paths(truth, wrong)
+    errors = compare_trajectories(truth, wrong)
     assert errors.rotation_median == pytest.approx(0.1, rel=0.1)
     assert errors.position_rms == pytest.approx(0.2 * math.sqrt(3), rel=0.1)
     assert errors.position_percent == pytest.approx(100 * errors.position_rms / errors.length)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggt_ros.lab.benchmarks.timing import TopicTiming, timing_table
-from vggt_ros.lab.evaluation.plots import RunPicture, draw_run
+from vggt_ros.lab.evaluation.plots import RunFigure, draw_run
 
 
 @pytest.fixture(scope='module')
@@ -17,10 +17,10 @@ def run():
     rng = np.random.default_rng(0)
     poses = np.tile(np.eye(4), (9, 1, 1))
     poses[:, 0, 3] = np.linspace(0, 2, 9)
-    return RunPicture(
+    return RunFigure(
         title='a run',
         warning='',
-        path_note='',
+        trajectory_note='',
         unit='m',
         estimate=poses,
         truth=poses,

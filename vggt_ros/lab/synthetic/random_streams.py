@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Random numbers that depend on nothing but a seed and a place in the sequence.
+Counter-based random numbers: each depends on a seed and a counter alone.
 
-A row of numbers belongs to one seed, whatever else is in the batch, on whichever device: a window
-is the same alone, in a batch, and in a run that was interrupted. Made by hashing counters with
-integers (the 32-bit mixer `lowbias32` of C. Wellons, 2018), which every device does exactly.
+Every row of a batch has its own seed and stream, independent of the other rows and of the device:
+a window is the same alone, in a batch, and in a run that was interrupted. Counters are hashed with
+integer arithmetic (the 32-bit mixer `lowbias32` of C. Wellons, 2018), exact on every device.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ _STEPS = ((16, 0x7FEB352D), (15, 0x846CA68B))
 _STREAM = 0x9E3779B9
 
 
-class Draws:
-    """Independent sequences of draws, one for each of B seeds."""
+class RandomStreams:
+    """Independent random streams, one for each of B seeds."""
 
     def __init__(self, seeds: Tensor) -> None:
         """
-        Begin the sequences.
+        Start the streams.
 
         :param seeds: (B,) int64, not negative.
         """
         low, high = _mix(seeds & _MASK), seeds >> 32
         self._key = _mix(low ^ (high * _STREAM & _MASK))[:, None]
-        self._next = 0
+        self._counter = 0
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers are drawn."""
+        """The device of the numbers."""
         return self._key.device
 
     def bits(self, *shape: int) -> Tensor:
         """Return (B, *shape) int64, uniform over 32 bits."""
         count = math.prod(shape)
-        counter = torch.arange(self._next, self._next + count, device=self.device)
-        self._next += count
-        # Twice, as one round leaves neighbouring counters of neighbouring keys related.
+        counter = torch.arange(self._counter, self._counter + count, device=self.device)
+        self._counter += count
+        # Mixed twice: once leaves neighbouring counters of neighbouring keys correlated.
         mixed = _mix(_mix(counter * _STREAM & _MASK) ^ self._key)
         return mixed.reshape(len(self._key), *shape)
 
@@ -55,8 +55,8 @@ class Draws:
         """Return (B, *shape) int64 below `count`."""
         return self.bits(*shape) * count >> 32
 
-    def chosen(self, weights: Sequence[float], *shape: int) -> Tensor:
-        """Return (B, *shape) int64: places in `weights`, as often as these say."""
+    def categorical(self, weights: Sequence[float], *shape: int) -> Tensor:
+        """Return (B, *shape) int64: indices into `weights`, with those probabilities."""
         bounds = torch.tensor(weights, device=self.device).cumsum(0)
         return torch.bucketize(
             self.uniform(*shape, high=float(bounds[-1])), bounds[:-1], right=True
@@ -67,13 +67,13 @@ class Draws:
         radius = (-2 * (1 - self.uniform(*shape)).log()).sqrt()
         return radius * (2 * math.pi * self.uniform(*shape)).cos()
 
-    def order(self, count: int) -> Tensor:
-        """Return (B, count) int64, a permutation each."""
+    def permutation(self, count: int) -> Tensor:
+        """Return (B, count) int64, one permutation per row."""
         return self.bits(count).argsort(dim=1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Hash 32-bit numbers held in int64; products wrap, only their low half is kept."""
+    """Hash 32-bit numbers held in int64; products wrap to their low 32 bits."""
     for shift, factor in _STEPS:
         x = (x ^ (x >> shift)) * factor & _MASK
     return x ^ (x >> 16)
