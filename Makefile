@@ -14,7 +14,7 @@ RUN := $(ENV) run --ros '$(ROS)' --
 UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 
 .PHONY: help setup build demo test lint soak soak-memory soak-offline parity bench bench-node \
-	evaluate train-small clean
+	evaluate train-small docs clean
 
 help:
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and picture'
@@ -28,6 +28,7 @@ help:
 	@echo 'make soak-memory   ten thousand windows in one process'
 	@echo 'make evaluate   maps of long sequences against the truth; ARGS=--help for more'
 	@echo 'make train-small   train the small network, or go on with it; ARGS=--help for more'
+	@echo 'make docs    the documentation as a site: site/index.html'
 	@echo 'make clean   remove what make made, environments included'
 	@echo 'ROS=jazzy|kilted selects the wheels; with ROS 2 sourced, that one is used'
 
@@ -77,6 +78,16 @@ train-small: setup
 		$(UNBUILT) python -m vggt_ros.cli.train --folder training_output/small \
 		--checkpoint embedded $(ARGS)
 
+# Neither ROS nor torch: the code is parsed, not imported.
+docs: .venv-docs/made_from
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict $(ARGS)
+	@echo 'vggt_ros: site/index.html'
+
+.venv-docs/made_from: docs/requirements.txt
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@cp $< $@
+
 clean:
-	rm -rf .colcon .venv .venv-kilted .venv-sourced-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .colcon .venv .venv-kilted .venv-docs .venv-sourced-* site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
