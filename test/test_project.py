@@ -55,9 +55,22 @@ MADE_FOLDERS = {
     'demo_output',
     'bench_output',
     'training_output',
+    'site',
     '__pycache__',
 }
-SPDX_KINDS = {'.py', '.msg', '.yaml', '.txt', '.toml', '.xml', '.rviz'}
+SPDX_KINDS = {
+    '.py',
+    '.msg',
+    '.yaml',
+    '.yml',
+    '.txt',
+    '.toml',
+    '.xml',
+    '.rviz',
+    '.svg',
+    '.rst',
+    '.cff',
+}
 
 
 @functools.cache
@@ -244,9 +257,3 @@ def test_other_parameter_files_name_existing_parameters() -> None:
     for path in (ROOT / 'config').glob('*.yaml'):
         for node in yaml.safe_load(path.read_text()).values():
             assert set(node['ros__parameters']) <= known, name_of(path)
-
-
-def test_make_commands_in_readme_exist() -> None:
-    targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M))
-    mentioned = set(re.findall(r'`make ([\w-]+)', (ROOT / 'README.md').read_text()))
-    assert mentioned and mentioned <= targets

@@ -43,6 +43,8 @@ STAGES = (
     'lab',
     'cli',
 )
+# What underlines a title of reStructuredText -> its Markdown.
+_TITLES = {'^': '#', '=': '#', '-': '##', '~': '###'}
 _LINK = re.compile(r'(\]\()(\.\./)?([\w./-]+)((?:#[\w-]*)?\))')
 
 
@@ -74,12 +76,12 @@ def setting_groups() -> list[tuple[str, list[Parameter]]]:
     groups = []
     for path in (PACKAGE / 'settings.py', *sorted((PACKAGE / 'ros').glob('*.py'))):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef) and (found := list(_parameters(node))):
+            if isinstance(node, ast.ClassDef) and (found := list(_parameters(node, path))):
                 groups.append((ast.get_docstring(node) or node.name, found))
     return groups
 
 
-def _parameters(group: ast.ClassDef) -> Iterator[Parameter]:
+def _parameters(group: ast.ClassDef, path: Path) -> Iterator[Parameter]:
     for node in group.body:
         if (
             isinstance(node, ast.AnnAssign)
@@ -88,8 +90,8 @@ def _parameters(group: ast.ClassDef) -> Iterator[Parameter]:
             and isinstance(node.value.func, ast.Name)
             and node.value.func.id == 'setting'
         ):
-            default, description = (ast.literal_eval(value) for value in node.value.args)
-            more = {word.arg: ast.literal_eval(word.value) for word in node.value.keywords}
+            default, description = (evaluate(value, path) for value in node.value.args)
+            more = {word.arg: evaluate(word.value, path) for word in node.value.keywords}
             yield Parameter(
                 node.target.id,
                 default,
@@ -116,19 +118,54 @@ def assigned(path: Path, name: str) -> ast.expr:
     raise KeyError(f'{path} assigns nothing to {name}')
 
 
+class _Constants(ast.NodeTransformer):
+    """Replaces names by the constants that they stand for, also imported ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._imports = {
+            alias.asname or alias.name: (node.module, alias.name)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('vggt_ros')
+            for alias in node.names
+        }
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        module, name = self._imports.get(node.id, (None, node.id))
+        path = self._path if module is None else _file_of(module)
+        return ast.Constant(evaluate(assigned(path, name), path))
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        assert isinstance(node.value, ast.Name)
+        path = _file_of('.'.join(map(str, self._imports[node.value.id])))
+        return ast.Constant(evaluate(assigned(path, node.attr), path))
+
+
+def _file_of(module: str) -> Path:
+    return ROOT.joinpath(*module.split('.')).with_suffix('.py')
+
+
+def evaluate(expression: ast.expr, path: Path) -> Any:
+    """
+    Return the value of a literal, which may hold names of constants.
+
+    :param path: the module that it stands in.
+    """
+    return ast.literal_eval(_Constants(path).visit(expression))
+
+
 def launch_arguments() -> dict[str, tuple[str, str]]:
     """Return the arguments of the launch file: default and description."""
-    table = assigned(ROOT / 'launch' / 'vggt.launch.py', 'ARGUMENTS')
+    path = ROOT / 'launch' / 'vggt.launch.py'
+    table = assigned(path, 'ARGUMENTS')
     assert isinstance(table, ast.Dict)
     arguments = {}
     for key, value in zip(table.keys, table.values):
         assert key is not None and isinstance(value, ast.Tuple)
         default, description = value.elts
-        try:
-            text = str(ast.literal_eval(default))
-        except ValueError:  # os.path.join(CONFIG, 'vggt.yaml')
-            text = ast.literal_eval(default.args[-1])  # type: ignore[attr-defined]
-        arguments[ast.literal_eval(key)] = (text, ast.literal_eval(description))
+        if isinstance(default, ast.Call):  # os.path.join(CONFIG, 'vggt.yaml')
+            default = default.args[-1]
+        arguments[evaluate(key, path)] = (evaluate(default, path), evaluate(description, path))
     return arguments
 
 
@@ -143,7 +180,9 @@ def message_fields(path: Path) -> tuple[str, list[MessageField]]:
         elif line.startswith('#'):
             comments.append(line.lstrip('# '))
         elif line:
-            kind, name = line.split()[:2]
+            declared, _, comment = line.partition('#')
+            kind, name = declared.split()[:2]
+            comments += [comment.strip()] if comment else []
             fields.append(MessageField(section, kind, name, ' '.join(comments)))
             comments = []
         elif not fields and not about:
@@ -214,7 +253,7 @@ def _message_tables() -> str:
         for each in fields:
             if each.section != section:
                 section = each.section
-                lines += ['', f'**{section}**' if section else '', '']
+                lines += ['', f'**{_prose(section)}**' if section else '', '']
                 lines += ['| field | type | meaning |', '|---|---|---|']
             lines.append(f'| `{each.name}` | `{each.type}` | {_prose(each.comment)} |')
         lines.append('')
@@ -224,17 +263,20 @@ def _message_tables() -> str:
 def _prose(text: str) -> str:
     """Escape what Markdown would take for markup: placeholders, tables, emphasis."""
     text = re.sub(r'(?<!`)(~?/?<[\w/]+>[\w/]*)', r'`\1`', text)
-    return re.sub(r'\bdocs/(\w+)\.md', r'[\1](\1.md)', text).replace('|', '\\|')
+    text = re.sub(r'\bdocs/(\w+)\.md', r'[\1](\1.md)', text)
+    return re.sub(r'([|*])', r'\\\1', text)
 
 
 def markdown_from_changelog(text: str) -> str:
     """Turn the reStructuredText that catkin writes (titles, lists, literals) into Markdown."""
     lines: list[str] = []
     for line in text.splitlines():
-        if line and set(line) <= set('^=-~') and len(line) > 2:
-            lines[-1] = {'^': '# ', '=': '# ', '-': '## ', '~': '### '}[line[0]] + lines[-1]
+        if len(line) > 2 and line[0] in _TITLES and set(line) == {line[0]}:
+            if lines and lines[-1]:  # not the line above a title
+                lines[-1] = f'{_TITLES[line[0]]} {lines[-1]}'
         elif not line.startswith('..'):
-            lines.append(line.replace('``', '`'))
+            indent = len(line) - len(line.lstrip())
+            lines.append(' ' * indent + line.replace('``', '`'))  # lists nest by four spaces
     return '\n'.join(lines)
 
 
