@@ -72,7 +72,7 @@ def commands(first: str) -> Iterator[tuple[str, list[str]]]:
     """Give the words of every command of the shell snippets that begins with a word."""
     for snippet in snippets():
         if snippet.language == 'bash':
-            for line in re.split(r'\n|&&|;', snippet.code):
+            for line in re.split(r'\n|&&|;', snippet.code.replace('\\\n', '')):
                 words = shlex.split(line, comments=True)
                 if words[:1] == [first]:
                     yield str(snippet), words[1:]
@@ -293,7 +293,7 @@ def test_api_reference_has_every_module() -> None:
 
 
 def documented() -> dict[str, docs_hooks.Parameter]:
-    return {each.name: each for _, group in docs_hooks.setting_groups() for each in group}
+    return {each.name: each for group in docs_hooks.setting_groups() for each in group.parameters}
 
 
 def test_parameter_table_is_what_the_core_declares() -> None:

@@ -2,7 +2,7 @@
 """
 Make the pages of the documentation site that follow from the code; mkdocs calls the hooks.
 
-- `<!-- table: parameters -->` (`launch`, `messages`) in a page becomes that table.
+- `<!-- table: parameters -->` (`commands`, `launch`, `messages`) in a page becomes that table.
 - README.md, CONTRIBUTING.md and CHANGELOG.rst become pages; files of the repository that a page
   links to become part of the site.
 - Every module gets its place in the API reference, one page per stage of the data flow.
@@ -71,13 +71,22 @@ class MessageField(NamedTuple):
 # --- What the code says -----------------------------------------------------------------------
 
 
-def setting_groups() -> list[tuple[str, list[Parameter]]]:
-    """List the settings dataclasses of the core, then of the node: docstring and parameters."""
+class SettingGroup(NamedTuple):
+    """The settings that one step of the pipeline reads."""
+
+    name: str
+    description: str
+    parameters: list[Parameter]
+
+
+def setting_groups() -> list[SettingGroup]:
+    """List the settings dataclasses, those of the core, then those of the node."""
     groups = []
     for path in (PACKAGE / 'settings.py', *sorted((PACKAGE / 'ros').glob('*.py'))):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and (found := list(_parameters(node, path))):
-                groups.append((ast.get_docstring(node) or node.name, found))
+                name = node.name.removesuffix('Settings')
+                groups.append(SettingGroup(name, ast.get_docstring(node) or '', found))
     return groups
 
 
@@ -190,6 +199,60 @@ def message_fields(path: Path) -> tuple[str, list[MessageField]]:
     return about.strip(), fields
 
 
+class ConsoleCommand(NamedTuple):
+    """One command of `vggt`: a dataclass in `vggt_ros/cli/`."""
+
+    name: str
+    description: str
+    options: list[tuple[str, str, str]]
+    """Name, default and description of each; no default: required."""
+
+
+def console_commands() -> list[ConsoleCommand]:
+    """List the commands in the order of `COMMANDS`."""
+    main = PACKAGE / 'cli' / 'main.py'
+    order = [ast.unparse(each) for each in assigned(main, 'COMMANDS').elts]  # type: ignore[attr-defined]
+    found = {
+        node.name: _console_command(node)
+        for path in sorted((PACKAGE / 'cli').glob('*.py'))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in order
+    }
+    return [found[name] for name in order]
+
+
+def _console_command(node: ast.ClassDef) -> ConsoleCommand:
+    options = []
+    name = ''
+    for entry, after in zip(node.body, [*node.body[1:], None]):
+        if not isinstance(entry, ast.AnnAssign) or not isinstance(entry.target, ast.Name):
+            continue
+        kind = ast.unparse(entry.annotation)
+        if kind.startswith('ClassVar'):
+            if entry.target.id == 'name' and isinstance(entry.value, ast.Constant):
+                name = str(entry.value.value)
+            continue
+        text = ''
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            text = ' '.join(str(after.value.value).split())
+        flag = entry.target.id.replace('_', '-')
+        flag = flag.upper() if 'Positional' in kind else f'--{flag}'
+        if 'SettingValues' in kind:
+            flag, text = '--<setting>', 'Every setting of the core, see docs/parameters.md'
+        options.append((flag, _option_default(entry.value), text))
+    return ConsoleCommand(name, ast.get_docstring(node) or '', options)
+
+
+def _option_default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Constant):
+        return '' if value.value is None or value.value is False else str(value.value)
+    if isinstance(value, ast.Call) and value.args:  # Path('curve.png')
+        return _option_default(value.args[0])
+    if isinstance(value, ast.Tuple):
+        return ' '.join(map(_option_default, value.elts))
+    return ''
+
+
 # --- Tables -----------------------------------------------------------------------------------
 
 
@@ -199,16 +262,20 @@ def table(name: str) -> str:
 
     :raises KeyError: for another name.
     """
-    return {'parameters': _parameter_table, 'launch': _launch_table, 'messages': _message_tables}[
-        name
-    ]()
+    tables = {
+        'parameters': _parameter_table,
+        'commands': _command_table,
+        'launch': _launch_table,
+        'messages': _message_tables,
+    }
+    return tables[name]()
 
 
 def _parameter_table() -> str:
     lines = []
-    for title, parameters in setting_groups():
-        lines += ['', f'## {title.splitlines()[0].rstrip(".")}', '']
-        for each in parameters:
+    for group in setting_groups():
+        lines += ['', f'## {group.name}', '', group.description, '']
+        for each in group.parameters:
             lines += [
                 f'### `{each.name}` {{ #{each.name} }}',
                 '',
@@ -242,6 +309,18 @@ def _launch_table() -> str:
         for name, (default, description) in launch_arguments().items()
     ]
     return '\n'.join(['| argument | default | meaning |', '|---|---|---|', *rows])
+
+
+def _command_table() -> str:
+    lines = []
+    for command in console_commands():
+        lines += ['', f'## vggt {command.name}', '', command.description, '']
+        lines += ['| option | default | meaning |', '|---|---|---|']
+        lines += [
+            f'| `{flag}` | {f"`{default}`" if default else ""} | {_prose(text)} |'
+            for flag, default, text in command.options
+        ]
+    return '\n'.join(lines)
 
 
 def _message_tables() -> str:
