@@ -81,16 +81,20 @@ def commands(first: str) -> Iterator[tuple[str, list[str]]]:
 # --- Snippets run -----------------------------------------------------------------------------
 
 
+FRAMES, HEIGHT, WIDTH, FOCAL = 16, 84, 112, 90.0  # frames, pixels
+
+
 @pytest.fixture(scope='module')
 def images() -> list[np.ndarray]:
-    """Make images of a room that the camera moves through, as the demo's camera does."""
+    """Render what the demo's camera sends, smaller."""
     torch = pytest.importorskip('torch')
-    from vggt_ros.lab.evaluation.sequences import render_sequence
-    from vggt_ros.lab.synthetic.sequences import SEQUENCES
+    from vggt_ros.lab.synthetic.path import smooth_path
+    from vggt_ros.lab.synthetic.render import render
+    from vggt_ros.lab.synthetic.scene import SyntheticScene
 
-    torch.manual_seed(0)
-    rendered, _ = render_sequence(SEQUENCES['handheld'](16), 0, 84, 112)
-    return list(rendered)
+    scene, poses = SyntheticScene.room(0), smooth_path(FRAMES, 0)
+    matrix = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+    return [render(scene, pose[None], matrix[None], HEIGHT, WIDTH)[0][0].numpy() for pose in poses]
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def folder(tmp_path: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyP
         tmp_path / 'bag',
         {
             '/image_raw': [made.image_message(i, image) for i, image in enumerate(images)],
-            '/camera_info': [made.info_message(i, image, 90.0) for i, image in enumerate(images)],
+            '/camera_info': [made.info_message(i, image, FOCAL) for i, image in enumerate(images)],
         },
     )
     next(bag.glob('*.mcap')).rename(tmp_path / 'drive.mcap')
@@ -322,6 +326,49 @@ def test_key_parameters_of_the_readme_have_their_defaults() -> None:
         value = documented()[name].default
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         assert shown == default, name
+
+
+def interface_rows() -> dict[str, str]:
+    """Return the type of each topic and service that the page of the ROS interface lists."""
+    page = (ROOT / 'docs' / 'ros_interface.md').read_text().partition('\n## Frames')[0]
+    rows = re.findall(r'^\| (`[^|]+) \| ([^|]+) \|', page, re.M)
+    return {topic: kind for cell, kind in rows for topic in re.findall(r'`([^`]+)`', cell)}
+
+
+def test_interface_lists_every_topic_and_service() -> None:
+    from vggt_ros.io import names
+
+    other = {'NODE', 'TRUTH'}  # of the synthetic camera
+    named = {
+        value
+        for key, value in vars(names).items()
+        if key.isupper() and not key.endswith('_FRAME') and key not in other
+    }
+    assert set(interface_rows()) == named | {names.compressed_topic(names.IMAGE)}
+
+
+def test_interface_has_the_types_that_are_published() -> None:
+    path = ROOT / 'vggt_ros' / 'ros' / 'publish.py'
+    table: Any = docs_hooks.assigned(path, 'TOPICS')
+    for key, kind in zip(table.keys, table.values):
+        topic = docs_hooks.evaluate(key, path)
+        assert interface_rows()[topic].rpartition('/')[2] == kind.id, topic
+
+
+def test_readme_topics_exist() -> None:
+    text = (ROOT / 'README.md').read_text().partition('## Topics')[2].partition('\n## ')[0]
+    cells = re.findall(r'^\| (`[^|]+) \|', text, re.M)
+    assert cells
+    assert {topic for cell in cells for topic in re.findall(r'`([^`]+)`', cell)} <= set(
+        interface_rows()
+    )
+
+
+def test_command_table_is_what_the_help_says() -> None:
+    for command in docs_hooks.console_commands():
+        flags = {flag for flag, _, _ in command.options if re.fullmatch(r'--[\w-]+', flag)}
+        assert flags <= set(re.findall(r'--[\w-]+', help_of(('vggt_ros', command.name))))
+        assert command.description
 
 
 def test_message_tables_have_every_field() -> None:

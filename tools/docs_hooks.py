@@ -13,6 +13,8 @@ The code is parsed, never imported: neither ROS nor torch is needed.
 from __future__ import annotations
 
 import ast
+import copy
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,7 @@ STAGES = (
     'ros',
     'viewer',
     'lab',
+    'reconstructor',
     'cli',
 )
 # What underlines a title of reStructuredText -> its Markdown.
@@ -68,6 +71,11 @@ class MessageField(NamedTuple):
     comment: str
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 # --- What the code says -----------------------------------------------------------------------
 
 
@@ -79,11 +87,12 @@ class SettingGroup(NamedTuple):
     parameters: list[Parameter]
 
 
+@functools.cache
 def setting_groups() -> list[SettingGroup]:
     """List the settings dataclasses, those of the core, then those of the node."""
     groups = []
     for path in (PACKAGE / 'settings.py', *sorted((PACKAGE / 'ros').glob('*.py'))):
-        for node in ast.parse(path.read_text()).body:
+        for node in _tree(path).body:
             if isinstance(node, ast.ClassDef) and (found := list(_parameters(node, path))):
                 name = node.name.removesuffix('Settings')
                 groups.append(SettingGroup(name, ast.get_docstring(node) or '', found))
@@ -117,7 +126,7 @@ def assigned(path: Path, name: str) -> ast.expr:
 
     :raises KeyError: if it assigns none.
     """
-    for node in ast.parse(path.read_text()).body:
+    for node in _tree(path).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign):
             targets = [node.target]
@@ -134,7 +143,7 @@ class _Constants(ast.NodeTransformer):
         self._path = path
         self._imports = {
             alias.asname or alias.name: (node.module, alias.name)
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(_tree(path))
             if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('vggt_ros')
             for alias in node.names
         }
@@ -160,7 +169,7 @@ def evaluate(expression: ast.expr, path: Path) -> Any:
 
     :param path: the module that it stands in.
     """
-    return ast.literal_eval(_Constants(path).visit(expression))
+    return ast.literal_eval(_Constants(path).visit(copy.deepcopy(expression)))
 
 
 def launch_arguments() -> dict[str, tuple[str, str]]:
@@ -215,7 +224,7 @@ def console_commands() -> list[ConsoleCommand]:
     found = {
         node.name: _console_command(node)
         for path in sorted((PACKAGE / 'cli').glob('*.py'))
-        for node in ast.parse(path.read_text()).body
+        for node in _tree(path).body
         if isinstance(node, ast.ClassDef) and node.name in order
     }
     return [found[name] for name in order]
