@@ -32,6 +32,7 @@ PAGES = {
 # The stages in the order of the data flow: the pages of the API reference.
 STAGES = (
     'settings',
+    'state_dict',
     'geometry',
     'frames',
     'model',

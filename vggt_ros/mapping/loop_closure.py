@@ -10,7 +10,7 @@ Loop closure: the camera comes back to a mapped place, and the map is corrected.
   the other half, at the depth predicted there, with similar grey levels. On trajectories through
   furnished rooms with the embedded weights, true candidates differ by 5 % of depth and correlate
   with 0.74 at the worst decile; false ones by 7 % and with 0.59 at the best decile
-  (`docs/map.md`).
+  (`docs/mapping.md`).
 - The joint window is registered to both ends like any other window, which gives a factor of the
   pose graph (`pose_graph`).
 
