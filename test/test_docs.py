@@ -303,9 +303,9 @@ def documented() -> dict[str, docs_hooks.Parameter]:
 def test_parameter_table_is_what_the_core_declares() -> None:
     table = documented()
     for entry in all_settings():
-        told = table[entry.name]
-        assert (told.default, told.description) == (entry.default, entry.metadata['description'])
-        ranges = (told.low, told.high, told.choices)
+        row = table[entry.name]
+        assert (row.default, row.description) == (entry.default, entry.metadata['description'])
+        ranges = (row.low, row.high, row.choices)
         assert ranges == tuple(entry.metadata[key] for key in ('low', 'high', 'choices'))
 
 

@@ -5,7 +5,7 @@ Make the pages of the documentation site that follow from the code; mkdocs calls
 - `<!-- table: parameters -->` (`commands`, `launch`, `messages`) in a page becomes that table.
 - README.md, CONTRIBUTING.md and CHANGELOG.rst become pages; files of the repository that a page
   links to become part of the site.
-- Every module gets its place in the API reference, one page per stage of the data flow.
+- Every module is in the API reference, one page per stage of the data flow.
 
 The code is parsed, never imported: neither ROS nor torch is needed.
 """
@@ -77,7 +77,7 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-# --- What the code says -----------------------------------------------------------------------
+# --- What the code declares -----------------------------------------------------------------------
 
 
 class SettingGroup(NamedTuple):
@@ -168,7 +168,7 @@ def evaluate(expression: ast.expr, path: Path) -> Any:
     """
     Return the value of a literal, which may hold names of constants.
 
-    :param path: the module that it stands in.
+    :param path: of its module.
     """
     return ast.literal_eval(_Constants(path).visit(copy.deepcopy(expression)))
 
@@ -189,7 +189,7 @@ def launch_arguments() -> dict[str, tuple[str, str]]:
 
 
 def message_fields(path: Path) -> tuple[str, list[MessageField]]:
-    """Return what a message says of itself, and its fields."""
+    """Return the description of a message, and its fields."""
     about, section, comments, fields = '', '', [], []
     for line in path.read_text().splitlines():
         if line.startswith('# SPDX'):
