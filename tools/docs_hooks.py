@@ -77,7 +77,7 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-# --- What the code declares -----------------------------------------------------------------------
+# --- What the code declares -------------------------------------------------------------------
 
 
 class SettingGroup(NamedTuple):
