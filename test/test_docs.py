@@ -89,6 +89,7 @@ def images() -> list[np.ndarray]:
     """Render what the demo's camera sends, smaller."""
     torch = pytest.importorskip('torch')
     from vggt_ros.lab.synthetic.path import smooth_path
+
     from vggt_ros.lab.synthetic.render import render
     from vggt_ros.lab.synthetic.scene import SyntheticScene
 

@@ -267,7 +267,7 @@ def test_the_last_block_computes_what_is_read(
     block = model.aggregator.global_blocks[-1]
     handle = block.register_forward_hook(lambda _m, _i, output: sizes.append(output.shape[1]))
     expected = network(batch, heads).pose_encodings
-    found = network(replace(batch, dense=(1, 4)), heads).pose_encodings
+    found = network(replace(batch, depth_frames=(1, 4)), heads).pose_encodings
     handle.remove()
     per_frame = model.aggregator.num_special_tokens + 4 * 6  # patches of 56 x 84 pixels
     assert sizes == [5 * per_frame, whole * per_frame + 5]

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from vggt_ros.inference.load import choose_device, choose_precision
 from vggt_ros.inference.memory import predict_peak
-from vggt_ros.inference.network import choose_device, choose_precision
 from vggt_ros.inference.warm_up import Load
 from vggt_ros.lab.benchmarks.speed import benchmark_network, draw_speed, speed_table
 from vggt_ros.model import VGGT, VGGTConfig, cast_linear_weights
