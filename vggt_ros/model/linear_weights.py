@@ -4,7 +4,7 @@ How linear layers store their weights: in half precision, in int8, or packed for
 
 `nn.Linear` passes float32 to the BLAS library that torch was built with, which packs the weights
 at every call. oneDNN, which torch includes too, takes weights that were packed once; results
-differ by rounding. How much is gained depends on the processor, see docs/speed.md. On other
+differ by rounding. How much is gained depends on the processor, see docs/performance.md. On other
 processors than x86 this was not measured, and nothing is packed.
 
 Source of the packing: the operators that torch's own compiler uses for frozen linear layers
