@@ -39,7 +39,7 @@ build:
 	@$(ENV) build --ros '$(ROS)'
 
 demo: build
-	@$(RUN) python -m vggt_ros.cli.demo $(ARGS)
+	@$(RUN) python -m vggt_ros demo $(ARGS)
 
 test: setup
 	@$(MAKE) --no-print-directory -j2 build lint
@@ -61,21 +61,21 @@ soak-memory: build
 	@$(RUN) python test/soak_memory.py $(ARGS)
 
 parity: build
-	@$(RUN) python -m vggt_ros.cli.parity $(ARGS)
+	@$(RUN) python -m vggt_ros parity $(ARGS)
 
 bench: setup
-	@$(UNBUILT) python -m vggt_ros.cli.benchmark $(ARGS)
+	@$(UNBUILT) python -m vggt_ros bench $(ARGS)
 
 bench-node: build
-	@$(RUN) python -m vggt_ros.cli.benchmark_node $(ARGS)
+	@$(RUN) python -m vggt_ros bench-node $(ARGS)
 
 evaluate: setup
-	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model truth --noise 1,0.3,1 $(ARGS)
-	@$(UNBUILT) python -m vggt_ros.cli.evaluate --sequence all --model embedded $(ARGS)
+	@$(UNBUILT) python -m vggt_ros evaluate --sequence all --model truth --noise 1,0.3,1 $(ARGS)
+	@$(UNBUILT) python -m vggt_ros evaluate --sequence all --model embedded $(ARGS)
 
 train-small: setup
 	@MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000 \
-		$(UNBUILT) python -m vggt_ros.cli.train --folder training_output/small \
+		$(UNBUILT) python -m vggt_ros train --folder training_output/small \
 		--checkpoint embedded $(ARGS)
 
 # Neither ROS nor torch: the code is parsed, not imported.

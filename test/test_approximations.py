@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggt_ros.cli import approximations
+from vggt_ros.cli.benchmark import Ablate
 from vggt_ros.inference.load import load_network
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import Load, make_noise_windows
@@ -94,11 +94,8 @@ def test_int8_without_torchao_is_one_clear_sentence(monkeypatch: pytest.MonkeyPa
         load(int8='weights')
 
 
-def test_losses_are_measured_on_the_same_windows(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, 'argv', ['approximations', '--windows', '1', '--frames', '3'])
-    approximations.main()
+def test_losses_are_measured_on_the_same_windows(capsys: pytest.CaptureFixture) -> None:
+    assert Ablate.main(['--windows', '1', '--frames', '3']) == 0
     rows = capsys.readouterr().out.splitlines()
     exact = next(row for row in rows if row.startswith('| exact |')).split('|')
     assert float(exact[5]) == 0 and float(exact[6]) == 1

@@ -2,13 +2,13 @@
 """The network that comes with the package: written, checked, loaded."""
 
 import json
-import sys
+import re
 
 import cv2
 import pytest
 import torch
 
-from vggt_ros.cli import embed, plot_curve
+from vggt_ros.cli.train import EmbedWeights, PlotTraining
 from vggt_ros.inference.load import load_network
 from vggt_ros.lab.evaluation.synthetic_windows import evaluate_windows
 from vggt_ros.lab.training.dataset import SyntheticDataset
@@ -90,27 +90,23 @@ def test_the_weights_of_the_package_are_whole_and_know_a_room():
     assert ours['rotation_median_deg'] < found['baselines']['mean_motion']['rotation_median_deg']
 
 
-def test_the_command_makes_the_folder_of_a_checkpoint(tiny, tmp_path, monkeypatch, capsys):
+def test_the_command_makes_the_folder_of_a_checkpoint(tiny, tmp_path, capsys):
     torch.save({'model': tiny.state_dict()}, tmp_path / 'best.pt')
     (tmp_path / 'config.json').write_text(json.dumps(tiny.config.to_dict()))
     folder = tmp_path / 'made'
     arguments = ['--image-width', '56', '--training', 'none', '--folder', str(folder)]
-    monkeypatch.setattr(sys, 'argv', ['embed', str(tmp_path / 'best.pt'), *arguments])
-    embed.main()
+    assert EmbedWeights.main([str(tmp_path / 'best.pt'), *arguments]) == 0
     path, about = find_embedded(folder)
     assert (about.image_width, about.training) == (56, 'none') and path.parent == folder
     assert about.sha256 in capsys.readouterr().out
-    monkeypatch.setattr(sys, 'argv', ['embed', str(tmp_path / 'other.pt'), *arguments])
-    with pytest.raises(SystemExit, match=r'embed: .*other\.pt'):
-        embed.main()
+    assert EmbedWeights.main([str(tmp_path / 'other.pt'), *arguments]) == 2
+    assert re.search(r'^embed-weights: .*other\.pt', capsys.readouterr().err)
 
 
-def test_the_command_draws_a_curve(tmp_path, monkeypatch):
+def test_the_command_draws_a_curve(tmp_path):
     rows = ['windows,train_flow,validation_flow', '1000,0.5,0.6', '2000,0.4,']
     (tmp_path / 'curve.csv').write_text('\n'.join(rows))
     output = tmp_path / 'curve.png'
-    arguments = [str(tmp_path / 'curve.csv'), '--output', str(output)]
-    monkeypatch.setattr(sys, 'argv', ['plot_curve', *arguments])
-    plot_curve.main()
+    assert PlotTraining.main([str(tmp_path / 'curve.csv'), '--output', str(output)]) == 0
     picture = cv2.imread(str(output))
     assert picture.shape == (560, 1200, 3) and (picture < 100).any()

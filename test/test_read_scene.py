@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vggt_ros.cli import view
+from vggt_ros.cli.view import View
 from vggt_ros.io.trajectory_file import write_trajectory
 from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 from vggt_ros.viewer.read_scene import read_scene, read_when_changed
@@ -164,17 +163,19 @@ def test_an_invalid_folder_is_rejected(folder, fault):
         read_scene(folder)
 
 
-def test_the_command_exits_with_2_and_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['view', str(tmp_path / 'nothing')])
-    assert view.main() == 2
+def test_the_command_exits_with_2_and_one_sentence(tmp_path, capsys):
+    assert View.main([str(tmp_path / 'nothing')]) == 2
     error = capsys.readouterr().err
     assert error.startswith('view: ') and error.count('\n') == 1
     assert 'is not the output folder of a reconstruction' in error
 
 
-def test_the_command_needs_a_folder_or_a_node(monkeypatch, capsys):
-    for arguments in ([], ['folder', '--node', '/vggt'], ['--node', '/vggt', '--follow']):
-        monkeypatch.setattr(sys, 'argv', ['view', *arguments])
-        with pytest.raises(SystemExit, match='2'):
-            view.parse()
-    assert 'expected a FOLDER or --node' in capsys.readouterr().err
+def test_the_command_needs_a_folder_or_a_node(capsys):
+    for arguments, error in (
+        ([], 'expected a FOLDER or --node'),
+        (['folder', '--node', '/vggt'], 'expected a FOLDER or --node'),
+        (['--node', '/vggt', '--follow'], '--follow is for a FOLDER'),
+        (['folder', '--image-topic', '/image'], '--image-topic is for --node'),
+    ):
+        assert View.main(arguments) == 2
+        assert error in capsys.readouterr().err

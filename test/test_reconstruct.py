@@ -28,7 +28,7 @@ from recordings_made import (
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin
 
-from vggt_ros.cli import reconstruct as command
+from vggt_ros.cli.reconstruct import Reconstruct
 from vggt_ros.inference.load import load_network
 from vggt_ros.io.recordings import open_frames
 from vggt_ros.lab.evaluation.sequences import render_sequence
@@ -84,13 +84,12 @@ def trajectory(folder: Path) -> np.ndarray:
     return np.loadtxt(folder / 'trajectory.tum')
 
 
-def run_command(monkeypatch, *arguments: object) -> int:
+def run_command(*arguments: object) -> int:
     """Run the command line in this process."""
     flags = ['--checkpoint', 'embedded', '--min-parallax', '0', '--device', 'cpu']
-    monkeypatch.setattr(sys, 'argv', ['reconstruct', *map(str, arguments), *flags])
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
-        return command.main()
+        return Reconstruct.main([*map(str, arguments), *flags])
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
@@ -226,7 +225,7 @@ def test_odometry_in_the_bag_makes_the_map_metric(images, make, tmp_path) -> Non
 
 @pytest.mark.parametrize('ended_by', [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_is_resumed_with_the_same_result(
-    ended_by, recording, make, tmp_path, monkeypatch
+    ended_by, recording, make, tmp_path
 ) -> None:
     expected = trajectory(make(recording, 'whole').folder)
     output = tmp_path / 'map'
@@ -251,7 +250,7 @@ def test_an_interrupted_run_is_resumed_with_the_same_result(
         assert child.returncode == 130 and 'map.partial' in errors
         assert (partial_map / 'cloud.ply').exists()  # the results so far
     written = {path.name: path.stat().st_mtime_ns for path in done}
-    assert run_command(monkeypatch, many, '--output', output) == 0
+    assert run_command(many, '--output', output) == 0
     repeated = [
         name
         for name, mtime in written.items()
@@ -343,38 +342,36 @@ def invalid_video(folder: Path, _: np.ndarray) -> Path:
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_finished_folder(
-    prepare, expected, images, tmp_path, monkeypatch, capsys
+    prepare, expected, images, tmp_path, capsys
 ) -> None:
     where = prepare(tmp_path, images)
-    assert run_command(monkeypatch, where, '--output', tmp_path / 'map') == 2
+    assert run_command(where, '--output', tmp_path / 'map') == 2
     errors = capsys.readouterr().err
     assert errors.splitlines()[-1].startswith('reconstruct: ') and expected in errors
     assert 'Traceback' not in errors
     assert not (tmp_path / 'map').exists()
 
 
-def test_unreadable_images_are_skipped_and_named(images, tmp_path, monkeypatch, capsys) -> None:
+def test_unreadable_images_are_skipped_and_named(images, tmp_path, capsys) -> None:
     where = write_images(tmp_path / 'some', images[:12])
     truncated(where / 'image3.png', 0.3)
     (where / 'image7.png').write_bytes(b'')
-    assert run_command(monkeypatch, where, '--output', tmp_path / 'map') == 0
+    assert run_command(where, '--output', tmp_path / 'map') == 0
     assert '2 images could not be read' in capsys.readouterr().out
     page = (tmp_path / 'map' / 'report.html').read_text()
     assert 'image3.png' in page and 'image7.png' in page
     assert len(trajectory(tmp_path / 'map')) == 10
 
 
-def test_a_full_disk_and_a_forbidden_folder_are_reported(
-    recording, tmp_path, monkeypatch, capsys
-) -> None:
+def test_a_full_disk_and_a_forbidden_folder_are_reported(recording, tmp_path, capsys) -> None:
     (tmp_path / 'file').write_text('')
-    assert run_command(monkeypatch, recording, '--output', tmp_path / 'file' / 'map') == 1
+    assert run_command(recording, '--output', tmp_path / 'file' / 'map') == 1
     assert 'Not a directory' in capsys.readouterr().err
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
     try:
-        code = run_command(monkeypatch, recording, '--output', tmp_path / 'map')
+        code = run_command(recording, '--output', tmp_path / 'map')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -382,7 +379,7 @@ def test_a_full_disk_and_a_forbidden_folder_are_reported(
     assert 'File too large' in capsys.readouterr().err
     assert not (tmp_path / 'map').exists()
     list(read_records(tmp_path / 'map.partial'))  # those that are there are complete
-    assert run_command(monkeypatch, recording, '--output', tmp_path / 'map') == 0
+    assert run_command(recording, '--output', tmp_path / 'map') == 0
 
 
 def test_a_finished_folder_is_not_touched(recording, make, tmp_path) -> None:

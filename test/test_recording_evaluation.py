@@ -2,7 +2,6 @@
 """A recording mapped and compared with its truth."""
 
 import math
-import sys
 
 import cv2
 import numpy as np
@@ -12,12 +11,15 @@ from evo.core import sync
 from evo.core.metrics import APE, RPE, PoseRelation, StatisticsType, Unit
 from evo.tools import file_interface
 
-from vggt_ros.cli import evaluate
 from vggt_ros.geometry.camera import encode_pose, invert_rigid
 from vggt_ros.geometry.rotation import matrix_from_quaternion, nearest_rotation
 from vggt_ros.io.rgbd import RgbdFrame
 from vggt_ros.io.trajectory_file import write_trajectory
-from vggt_ros.lab.evaluation.recording import compare_clouds, evaluate_recording
+from vggt_ros.lab.evaluation.recording import (
+    compare_clouds,
+    evaluate_recording,
+    recording_table,
+)
 from vggt_ros.lab.evaluation.trajectory_errors import compare_trajectories, relative_pose_errors
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
@@ -117,14 +119,10 @@ def test_a_recording_that_is_too_short_is_refused(recording):
         evaluate_recording(Knowing(recording), recording, SETTINGS, frames=3)
 
 
-def test_the_command_writes_paths_that_others_read(recording, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, 'open_recording', lambda path: recording)  # noqa: ARG005
-    monkeypatch.setattr(evaluate, 'load', lambda asked: Knowing(recording))  # noqa: ARG005
-    monkeypatch.setattr(evaluate.Settings, 'from_flat', lambda asked: SETTINGS)  # noqa: ARG005
-    arguments = ['--recording', 'room', '--output', str(tmp_path), '--json', str(tmp_path / 'f')]
-    monkeypatch.setattr(sys, 'argv', ['evaluate', *arguments])
-    evaluate.main()
-    assert 'ate_percent' in capsys.readouterr().out
+def test_saved_trajectories_are_read_by_others(recording, tmp_path):
+    evaluation = evaluate_recording(Knowing(recording), recording, SETTINGS)
+    assert 'ate_percent' in recording_table(evaluation)
+    evaluation.save(tmp_path)
     assert cv2.imread(str(tmp_path / 'path.png')).shape[1] == 1500
     truth = file_interface.read_tum_trajectory_file(tmp_path / 'truth.tum')
     assert truth.timestamps == pytest.approx(5 + np.arange(FRAMES) / 10)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings with ground truth: a known scene written in each format is read back."""
 
-import sys
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +12,8 @@ import torch
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from vggt_ros.cli import train
+from vggt_ros.cli.evaluate import Evaluate
+from vggt_ros.cli.train import Train
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points
 from vggt_ros.geometry.poses import interpolate_poses
 from vggt_ros.geometry.rotation import quaternion_from_matrix
@@ -22,6 +23,7 @@ from vggt_ros.io.recordings import open_recording
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
 from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
+from vggt_ros.lab.training.recipes import RECIPES
 from vggt_ros.lab.training.recorded_dataset import RecordedDataset, split_frames
 from vggt_ros.settings import ModelSettings
 
@@ -425,7 +427,20 @@ def test_incomplete_bags_are_rejected(tmp_path, scene):
         open_recording(other)
 
 
-def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch):
+def test_the_command_evaluates_a_recording(tmp_path, scene, capsys):
+    recording = write_tum(tmp_path / 'tum', scene)
+    file, output = tmp_path / 'figures.json', tmp_path / 'figures'
+    arguments = ['--recording', str(recording), '--output', str(output), '--json', str(file)]
+    assert Evaluate.main([*arguments, '--device', 'cpu']) == 0
+    assert 'ate_percent' in capsys.readouterr().out
+    figures = json.loads(file.read_text())
+    assert (figures['recording'], figures['maps']) == ('tum', 1)
+    rows = np.loadtxt(output / 'truth.tum')
+    assert len(rows) == figures['frames'] >= 8
+    assert (output / 'path.png').exists() and (output / 'estimate.tum').exists()
+
+
+def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch, capsys):
     recording = write_tum(tmp_path / 'tum', scene)
     longer = {}
     for name in ('rgb.txt', 'depth.txt', 'groundtruth.txt'):  # forwards and backwards, three times
@@ -437,22 +452,19 @@ def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch):
         (recording / name).write_text('\n'.join(longer[name]))
 
     for name in ('no_matching', 'fine_tune'):  # the real ones take minutes
-        shorter = replace(train.RECIPES[name], validation_windows=2)
-        monkeypatch.setitem(train.RECIPES, name, shorter)
+        shorter = replace(RECIPES[name], validation_windows=2)
+        monkeypatch.setitem(RECIPES, name, shorter)
 
     def run(*more):
         common = ['--batch', '2', '--frames', '2', '--width', '56', '--device', 'cpu']
-        monkeypatch.setattr(sys, 'argv', ['train', *common, '--data', str(recording), *more])
-        train.main()
+        return Train.main([*common, '--data', str(recording), *more])
 
     first, second = tmp_path / 'first', tmp_path / 'second'
-    run('--folder', str(first), '--recipe', 'no_matching', '--windows', '2')
+    assert run('--folder', str(first), '--recipe', 'no_matching', '--windows', '2') == 0
     trained = first / 'best.pt'
     assert load_network(ModelSettings(checkpoint=str(trained), device='cpu')).trained
-    run(
-        *('--folder', str(second), '--recipe', 'fine_tune', '--windows', '4', '--until', '2'),
-        *('--checkpoint', str(trained)),
-    )
+    arguments = ['--folder', str(second), '--recipe', 'fine_tune', '--windows', '4']
+    assert run(*arguments, '--until', '2', '--checkpoint', str(trained)) == 0
     before, after = (
         torch.load(folder / 'last.pt', weights_only=True)['model'] for folder in (first, second)
     )
@@ -460,5 +472,5 @@ def test_the_command_fine_tunes_on_a_recording(tmp_path, scene, monkeypatch):
     assert before.keys() == after.keys() == begun.keys()
     moved = {name.split('.')[0] for name in after if not torch.equal(after[name], begun[name])}
     assert moved == {'camera_head', 'depth_head'}
-    with pytest.raises(SystemExit, match='is no recording with ground truth'):
-        run('--folder', str(first), '--data', str(tmp_path))
+    assert run('--folder', str(first), '--data', str(tmp_path)) == 2
+    assert 'is no recording with ground truth' in capsys.readouterr().err

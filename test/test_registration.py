@@ -12,13 +12,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vggt_ros.cli import evaluate
+from vggt_ros.cli.evaluate import Evaluate
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.frame import Frame
 from vggt_ros.lab.evaluation.sequences import (
@@ -175,39 +174,33 @@ def test_what_is_rendered_is_what_the_way_sees() -> None:
     assert np.mean(bare) > 0.3
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, 'argv', ['evaluate', *arguments])
-    evaluate.main()
-
-
-def test_the_command_measures_a_sequence(monkeypatch, tmp_path, capsys) -> None:
+def test_the_command_measures_a_sequence(tmp_path, capsys) -> None:
     file = tmp_path / 'figures.json'
     common = ('--sequence', 'stop_and_go', '--json', str(file))
-    command(
-        monkeypatch,
-        *(*common, '--frames', '28', '--model', 'truth', '--noise', '1,0.3,1'),
-        *('--drop-window', '1', '--seed', '3'),
-    )
+    noisy = ('--frames', '28', '--model', 'truth', '--noise', '1,0.3,1')
+    assert Evaluate.main([*common, *noisy, '--drop-window', '1', '--seed', '3']) == 0
     told = json.loads(file.read_text())
     assert (told['model'], told['frames'], told['seed']) == ('truth', 28, 3)
     assert (told['ours']['maps'], told['ours']['windows']) == (2, 4)
     assert 0 < told['ours']['ate_percent'] < 5
     assert set(told['baselines']) == {'centres'}
-    command(monkeypatch, *common, '--frames', '12', '--model', 'untrained')
+    assert Evaluate.main([*common, '--frames', '12', '--model', 'untrained']) == 0
     told = json.loads(file.read_text())
     assert set(told['baselines']) == {'centres', 'two_view'}
     assert told['baselines']['two_view']['windows'] == 11
     assert 'UNTRAINED' in capsys.readouterr().out
 
 
-def test_the_command_refuses_what_means_nothing(monkeypatch, capsys) -> None:
-    for arguments, told in (
-        (('--synthetic', '--model', 'truth'), '--model truth is for --sequence'),
-        (('--sequence', 'loop', '--noise', '1,1,1'), '--noise is for --model truth'),
-        (('--sequence', 'loop', '--noise', '1,1'), 'expected three numbers'),
+def test_the_command_refuses_what_means_nothing(capsys) -> None:
+    for arguments, error in (
+        (['--synthetic', '--model', 'truth'], '--model truth is for --sequence'),
+        (['--sequence', 'loop', '--noise', '1,1,1'], '--noise is for --model truth'),
+        (['--sequence', 'loop', '--noise', '1,1'], 'expected three numbers'),
+        (['--sequence', 'loop', '--noise', '1,1,nan'], 'expected three numbers'),
+        (
+            ['--sequence', 'loop', '--frames', '5', '--model', 'truth'],
+            'the way is shorter than a window',
+        ),
     ):
-        with pytest.raises(SystemExit):
-            command(monkeypatch, *arguments)
-        assert told in capsys.readouterr().err
-    with pytest.raises(SystemExit, match='the way is shorter than a window'):
-        command(monkeypatch, '--sequence', 'loop', '--frames', '5', '--model', 'truth')
+        assert Evaluate.main(arguments) == 2
+        assert error in capsys.readouterr().err

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vggt_ros.cli import benchmark
+from vggt_ros.cli.benchmark import Bench
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.batch import Batch, PreprocessedImage
 from vggt_ros.frames.frame import Frame
@@ -356,15 +355,12 @@ def test_operations_of_attention_are_counted_whatever_the_kernel() -> None:
     assert counted[0] == counted[1] > 0
 
 
-def test_the_benchmark_compares_both_ways(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_benchmark_compares_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     figures = tmp_path / 'figures.json'
     arguments = ['--frames', '4', '--stride', '1', '8', '--resolution', '42x28', '--windows', '2']
     picture = tmp_path / 'scaling.png'
     arguments += ['--json', str(figures), '--plot', str(picture)]
-    monkeypatch.setattr(sys, 'argv', ['benchmark', *arguments])
-    benchmark.main()
+    assert Bench.main(arguments) == 0
     assert picture.read_bytes().startswith(b'\x89PNG')
     found = json.loads(figures.read_text())['results']
     assert [each['stride'] for each in found] == [1, 4]  # a window has no more new frames
@@ -378,10 +374,6 @@ def test_the_benchmark_compares_both_ways(
     assert '| small | 4 | 1 | 42x28 |' in capsys.readouterr().out
 
 
-def test_the_benchmark_refuses_other_sizes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, 'argv', ['benchmark', '--resolution', '640x480'])
-    with pytest.raises(SystemExit):
-        benchmark.main()
+def test_the_benchmark_refuses_other_sizes(capsys: pytest.CaptureFixture) -> None:
+    assert Bench.main(['--resolution', '640x480']) == 2
     assert "found '640x480', expected WIDTHxHEIGHT in multiples of 14" in capsys.readouterr().err

@@ -1,106 +1,164 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Time the network as the engine runs it against whole windows, in the same run.
-
-    python -m vggt_ros.cli.benchmark --size vggt_1b --frames 4 --stride 1 --resolution 392x294
-
-Weights are random (their values cost no time); see `vggt_ros/evaluation/speed.py` for the figures.
-"""
+"""`vggt bench`, `vggt bench-node` and `vggt ablate`: speed, and what it costs in accuracy."""
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import platform
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-import torch
+from tyro.conf import arg
 
-from vggt_ros.inference.load import choose_device, choose_precision
-from vggt_ros.inference.memory import predict_peak
-from vggt_ros.inference.warm_up import Load
-from vggt_ros.lab.benchmarks.speed import benchmark_network, draw_speed, speed_table
-from vggt_ros.model import VGGT, VGGTConfig, cast_linear_weights
-from vggt_ros.model.dpt_head import FRAMES_CHUNK_SIZE
+from vggt_ros.cli.command import COMPLETE, Command, CommandError, Flag
 from vggt_ros.settings import PATCH_SIZE
 
-SIZES = {'small': VGGTConfig.small, 'vggt_1b': VGGTConfig.vggt_1b}
 
+@dataclass(frozen=True)
+class Bench(Command):
+    """
+    Time the network as the engine runs it against a plain forward pass of whole windows.
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--size', choices=SIZES, default='small')
-    parser.add_argument('--frames', type=int, nargs='+', default=[8], help='of a window')
-    parser.add_argument('--stride', type=int, nargs='+', default=[1, 4], help='new frames')
-    parser.add_argument(
-        '--resolution', type=_resolution, nargs='+', default=[(84, 56)], metavar='WxH'
-    )
-    parser.add_argument('--windows', type=int, default=10, help='that are timed of each')
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--precision', default='auto')
-    parser.add_argument(
-        '--compile', action='store_true', help='time the engine with compiled layers too'
-    )
-    parser.add_argument('--json', type=Path, help='file for all figures')
-    parser.add_argument('--plot', type=Path, help='PNG of time and memory over frames')
-    return parser.parse_args()
+        vggt bench --size vggt_1b --frames 4 --stride 1 --resolution 392x294
 
+    The weights are random; the time does not depend on their values.
+    """
 
-def _resolution(text: str) -> tuple[int, int]:
-    sides = tuple(int(side) for side in text.split('x') if side.isdigit())
-    if len(sides) != 2 or any(side < 1 or side % PATCH_SIZE for side in sides):
-        raise argparse.ArgumentTypeError(
-            f'found {text!r}, expected WIDTHxHEIGHT in multiples of {PATCH_SIZE}'
+    name: ClassVar[str] = 'bench'
+
+    size: Literal['small', 'vggt_1b'] = 'small'
+    """Network."""
+    frames: tuple[int, ...] = (8,)
+    """Frames per window."""
+    stride: tuple[int, ...] = (1, 4)
+    """New frames per window."""
+    resolution: Annotated[tuple[str, ...], arg(metavar='WxH [WxH ...]')] = ('84x56',)
+    """Image sizes, pixels, multiples of 14."""
+    windows: int = 10
+    """Timed windows of each combination."""
+    device: str = 'auto'
+    """Torch device, as the setting of that name."""
+    precision: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'
+    """Number format, as the setting of that name."""
+    compile: Flag = False
+    """Also time the engine with compiled layers."""
+    json: Path | None = None
+    """File for the figures."""
+    plot: Path | None = None
+    """PNG of time and memory over frames."""
+
+    def run(self) -> int:
+        """Benchmark every combination and print a table."""
+        resolutions = [parse_resolution(text) for text in self.resolution]
+        from vggt_ros.lab.benchmarks.speed import (
+            benchmark_sizes,
+            draw_speed,
+            speed_table,
+            write_results,
         )
-    return sides
+
+        found = []
+        for figures in benchmark_sizes(
+            self.size,
+            resolutions,
+            self.frames,
+            self.stride,
+            self.windows,
+            self.device,
+            self.precision,
+            self.compile,
+        ):
+            found.append(figures)
+            print(speed_table([figures]).splitlines()[2], flush=True)
+        print(speed_table(found))
+        if self.plot is not None:
+            draw_speed(found, self.plot)
+        if self.json is not None:
+            write_results(found, self.json)
+        return COMPLETE
 
 
-def main() -> None:
-    """Measure every combination that is possible."""
-    asked = parse()
-    device = choose_device(asked.device)
-    precision = choose_precision(asked.precision, device)
-    torch.manual_seed(0)
-    model = VGGT(SIZES[asked.size]()).eval().requires_grad_(False)
-    if precision != torch.float32:
-        cast_linear_weights(model, precision)
-    model = model.to(device)
-    found = []
-    for width, height in asked.resolution:
-        for frames in asked.frames:
-            for stride in sorted({min(each, frames) for each in asked.stride}):
-                load = Load(frames, stride, height, width)
-                told = benchmark_network(model, load, asked.windows, asked.compile)
-                found.append(
-                    {
-                        'size': asked.size,
-                        'frames': frames,
-                        'stride': stride,
-                        'resolution': f'{width}x{height}',
-                        'decoded': len(load.dense),
-                        'device': str(device),
-                        'precision': str(precision).removeprefix('torch.'),
-                        'predicted_memory_bytes': predict_peak(model, load, FRAMES_CHUNK_SIZE),
-                        **told,
-                    }
-                )
-                print(speed_table(found[-1:]).splitlines()[2], flush=True)
-    print(speed_table(found))
-    if asked.plot is not None:
-        draw_speed(found, asked.plot)
-    if asked.json is not None:
-        about = {
-            'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            'machine': f'{platform.machine()}, {torch.get_num_threads()} threads',
-            'torch': torch.__version__,
-        }
-        told = {**about, 'results': found} if len(found) > 1 else {**about, **found[0]}
-        asked.json.write_text(json.dumps(told, indent=1) + '\n')
+def parse_resolution(text: str) -> tuple[int, int]:
+    """
+    Parse an image size.
+
+    :param text: WIDTHxHEIGHT.
+    :raises ValueError: if it is something else, or no multiple of the patch size.
+    """
+    sides = [int(side) for side in text.split('x') if side.isdecimal()]
+    if len(sides) != 2 or any(side < 1 or side % PATCH_SIZE for side in sides):
+        raise ValueError(f'found {text!r}, expected WIDTHxHEIGHT in multiples of {PATCH_SIZE}')
+    return sides[0], sides[1]
+
+
+@dataclass(frozen=True)
+class BenchNode(Command):
+    """
+    Benchmark the node at 30 Hz, with and without the Fast DDS profile of the package.
+
+        vggt bench-node --seconds 60 --json docs/bench/node.json
+
+    Two tables: the node with the embedded network at two image sizes and with all topics
+    subscribed; and its work beside the network, with a stand-in for the network.
+    """
+
+    name: ClassVar[str] = 'bench-node'
+
+    seconds: float = 60.0
+    """Duration of each measurement."""
+    only: Literal['node', 'own'] | None = None
+    """Only one of the two tables."""
+    json: Path | None = None
+    """File for the figures."""
+
+    def run(self) -> int:
+        """Run all measurements one after the other."""
+        from vggt_ros.lab.node.node_benchmark import BenchmarkError
+        from vggt_ros.lab.node.node_cases import benchmark_node
+
+        try:
+            benchmark_node(self.seconds, self.only, self.json)
+        except BenchmarkError as error:
+            raise CommandError(str(error)) from error
+        return COMPLETE
+
+
+@dataclass(frozen=True)
+class Ablate(Command):
+    """
+    Measure what each speed-up setting costs in accuracy, on synthetic windows.
+
+        vggt ablate --windows 100
+    """
+
+    name: ClassVar[str] = 'ablate'
+
+    model: str = 'embedded'
+    """Checkpoint, as the setting of that name."""
+    device: str = 'auto'
+    """Torch device, as the setting of that name."""
+    seed: int = 1
+    """Seed of rooms and noise."""
+    windows: int = 100
+    """Number of windows."""
+    frames: int = 8
+    """Frames per window."""
+    int8: Flag = False
+    """Also 8-bit weights; needs torchao."""
+
+    def run(self) -> int:
+        """Compare all settings on the same windows and print a table."""
+        from vggt_ros.lab.benchmarks.approximations import (
+            approximation_table,
+            compare_approximations,
+        )
+
+        found = compare_approximations(
+            self.model, self.device, self.seed, self.windows, self.frames, self.int8
+        )
+        print(approximation_table(found))
+        return COMPLETE
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(Bench.main())

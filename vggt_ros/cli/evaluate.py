@@ -1,185 +1,173 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Measure a network on synthetic scenes that training never saw, beside simple baselines.
-
-Windows, each by itself:
-
-    python -m vggt_ros.cli.evaluate --synthetic --seed 1 --windows 200 --frames 8 --json out.json
-
-A recording with truth (TUM RGB-D, 7-Scenes, EuRoC, a bag), as one map:
-
-    python -m vggt_ros.cli.evaluate --recording rgbd_dataset_freiburg1_desk --output figures
-
-A long way, as one map; `--model truth` measures everything but the network:
-
-    python -m vggt_ros.cli.evaluate --sequence corridor --model truth --noise 1,0.3,1
-"""
+"""`vggt evaluate`: a network against ground truth."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
+from tyro.conf import arg, create_mutex_group
 
-from vggt_ros.inference.load import load_network
-from vggt_ros.inference.network import Network, VGGTNetwork
-from vggt_ros.io.recordings import open_recording
-from vggt_ros.lab.evaluation import recording, sequences, synthetic_windows
-from vggt_ros.lab.evaluation.truth_network import PredictionNoise, TruthNetwork
-from vggt_ros.lab.synthetic.trajectories import SEQUENCES
-from vggt_ros.lab.training.dataset import SyntheticDataset
-from vggt_ros.lab.training.recipes import QUERIES
-from vggt_ros.model.checkpoint import CheckpointError
-from vggt_ros.settings import PATCH_SIZE, ModelSettings, Settings
+from vggt_ros.cli.command import COMPLETE, Command, Flag
 
-_TRUTH = 'truth'
+if TYPE_CHECKING:
+    from vggt_ros.inference.network import VGGTNetwork
+
+TRUTH = 'truth'  # the model that knows the ground truth
+SequenceName = Literal['corridor', 'loop', 'stop_and_go', 'rotation', 'handheld', 'all']
+Data = create_mutex_group(required=True, title='data')
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    scenes = parser.add_mutually_exclusive_group(required=True)
-    scenes.add_argument('--synthetic', action='store_true', help='windows of random rooms')
-    scenes.add_argument(
-        '--sequence', choices=[*SEQUENCES, 'all'], help='a long way through one room'
-    )
-    scenes.add_argument('--recording', type=Path, help='folder or bag with truth')
-    parser.add_argument(
-        '--model',
-        default=ModelSettings().checkpoint,
-        help='checkpoint, as the node takes it; with --sequence also truth',
-    )
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--seed', type=int, default=0, help='of rooms and noise')
-    parser.add_argument('--windows', type=int, default=200, help='of --synthetic')
-    parser.add_argument(
-        '--width', type=int, default=0, help="of --synthetic images, pixels; 0: the network's own"
-    )
-    parser.add_argument(
-        '--frames',
-        type=int,
-        help='of each window, 8 if not given; of the way, 500; of the recording, all',
-    )
-    parser.add_argument('--step', type=int, default=1, help='of --recording: every so many frames')
-    parser.add_argument('--output', type=Path, help='of --recording: folder for paths and picture')
-    parser.add_argument(
-        '--noise',
-        type=_errors,
-        default=PredictionNoise(),
-        metavar='DEPTH,TURN,SHIFT',
-        help='of truth: per cent of depth, degrees, per cent of the extent of a window',
-    )
-    parser.add_argument(
-        '--loop-closure', action='store_true', help='of --sequence and --recording; needs GTSAM'
-    )
-    parser.add_argument(
-        '--anchor-windows', type=int, default=0, help='of --sequence and --recording'
-    )
-    parser.add_argument('--drop-window', type=int, help='of --sequence, counted from 0')
-    parser.add_argument('--json', type=Path, help='file for the figures; of all, a list')
-    asked = parser.parse_args()
-    if asked.model == _TRUTH and not asked.sequence:
-        parser.error('--model truth is for --sequence')
-    if asked.model != _TRUTH and asked.noise != PredictionNoise():
-        parser.error('--noise is for --model truth')
-    return asked
+@dataclass(frozen=True)
+class Evaluate(Command):
+    """
+    Evaluate a network against ground truth, beside simple baselines.
 
+    Single windows of synthetic rooms that training never uses:
 
-def _errors(text: str) -> PredictionNoise:
-    parts = [float(part) for part in text.split(',')]
-    if len(parts) != 3 or min(parts) < 0:
-        raise argparse.ArgumentTypeError(f'found {text!r}, expected three numbers, 0 or more')
-    return PredictionNoise(parts[0] / 100, math.radians(parts[1]), parts[2] / 100)
+        vggt evaluate --synthetic --seed 1 --windows 200 --frames 8 --json out.json
 
+    A recording with ground truth (TUM RGB-D, 7-Scenes, EuRoC, a bag), as one map:
 
-def judge_sequence(asked: argparse.Namespace, name: str, loaded: Network | None) -> dict[str, Any]:
-    """Map a sequence and compare; without a network, with one that knows the truth."""
-    frames = asked.frames or 500
-    way = SEQUENCES[name](frames)
-    truth = way.world_from_camera.numpy()
-    told = {'sequence': name, 'frames': frames, 'seed': asked.seed}
-    world = sequences.sequence_world(way)
-    mapping = map_settings(asked)
-    network = loaded or TruthNetwork(world, asked.noise, seed=asked.seed)
-    height, width = image_size(network.image_width)
-    if loaded is None:
-        stamps = [i * sequences.FRAME_PERIOD_NS for i in range(frames)]
-        images = np.stack([world.render_image(stamp, height, width) for stamp in stamps])
-        updates = sequences.map_sequence(network, images, asked.drop_window, **mapping)
-        found = sequences.evaluate_sequence(
-            updates,
-            truth,
-            lambda i: world.depth(i * sequences.FRAME_PERIOD_NS, height, width),
-            None,
-        )
-    else:
-        images, depth = sequences.render_sequence(way, asked.seed, height, width)
-        updates = sequences.map_sequence(network, images, asked.drop_window, **mapping)
-        found = sequences.evaluate_sequence(updates, truth, lambda i: depth[i], images)
-    return {**told, 'model': network.name, **found}
+        vggt evaluate --recording rgbd_dataset_freiburg1_desk --output figures
 
+    A long synthetic sequence, as one map; --model truth evaluates everything but the network:
 
-def map_settings(asked: argparse.Namespace) -> dict[str, Any]:
-    """Gather the settings of the map, by their names."""
-    return {'loop_closure': asked.loop_closure, 'anchor_windows': asked.anchor_windows}
+        vggt evaluate --sequence corridor --model truth --noise 1,0.3,1
+    """
 
+    name: ClassVar[str] = 'evaluate'
 
-def image_size(width: int) -> tuple[int, int]:
-    """Return height and width of 4:3 images in whole patches."""
-    return max(round(0.75 * width / PATCH_SIZE), 1) * PATCH_SIZE, width
+    synthetic: Annotated[Flag, Data] = False
+    """Windows of random rooms."""
+    sequence: Annotated[SequenceName | None, Data] = None
+    """A long synthetic sequence, or all of them."""
+    recording: Annotated[Path | None, Data] = None
+    """Folder or bag with ground truth."""
+    model: str = 'embedded'
+    """Checkpoint, as the setting of that name; with --sequence also truth."""
+    device: str = 'auto'
+    """Torch device, as the setting of that name."""
+    seed: int = 0
+    """Seed of rooms and noise."""
+    windows: int = 200
+    """Number of windows, with --synthetic."""
+    width: int = 0
+    """Image width with --synthetic, pixels; 0: the width that the network was trained for."""
+    frames: int | None = None
+    """Frames per window (default 8), of the sequence (500) or of the recording (all)."""
+    step: int = 1
+    """Use every n-th frame, with --recording."""
+    output: Path | None = None
+    """Folder for trajectories and a plot, with --recording."""
+    noise: Annotated[str, arg(metavar='DEPTH,ROTATION,TRANSLATION')] = '0,0,0'
+    """Errors of --model truth: percent of depth, degrees, percent of a window's extent."""
+    loop_closure: Flag = False
+    """The setting of that name, with --sequence and --recording; needs GTSAM."""
+    anchor_windows: int = 0
+    """The setting of that name, with --sequence and --recording."""
+    drop_window: int | None = None
+    """Index of a window that is lost, with --sequence."""
+    json: Path | None = None
+    """File for the figures; of all sequences, a list."""
 
-
-def load(asked: argparse.Namespace) -> VGGTNetwork:
-    """Load the network, and say so if its figures mean nothing."""
-    network = load_network(ModelSettings(checkpoint=asked.model, device=asked.device))
-    if not network.trained:
-        print('the network is UNTRAINED: its figures mean nothing')
-    return network
-
-
-def main() -> None:
-    """Evaluate."""
-    asked = parse()
-    figures: dict[str, Any] | list[dict[str, Any]]
-    try:
-        if asked.sequence:
-            names = list(SEQUENCES) if asked.sequence == 'all' else [asked.sequence]
-            network = None if asked.model == _TRUTH else load(asked)
-            figures = [judge_sequence(asked, name, network) for name in names]
-            print(sequences.sequence_table(figures))
-            figures = figures if asked.sequence == 'all' else figures[0]
-        elif asked.recording:
-            way = recording.evaluate_recording(
-                load(asked),
-                open_recording(asked.recording),
-                Settings.from_flat(map_settings(asked)),
-                asked.step,
-                asked.frames or 0,
-            )
-            figures = {'recording': way.name, **way.metrics}
-            print(recording.recording_table(way))
-            if asked.output:
-                way.save(asked.output)
+    def run(self) -> int:
+        """Evaluate, print a table and write the figures."""
+        noise = parse_noise(self.noise)
+        if self.model == TRUTH and not self.sequence:
+            raise ValueError('--model truth is for --sequence')
+        if self.model != TRUTH and any(noise):
+            raise ValueError('--noise is for --model truth')
+        if self.sequence:
+            figures: Any = self._evaluate_sequences(noise)
+        elif self.recording:
+            figures = self._evaluate_recording(self.recording)
         else:
-            judged = load(asked)
-            size = image_size(asked.width or judged.image_width)
-            source = SyntheticDataset('test', asked.seed, *size, QUERIES)
-            figures = synthetic_windows.evaluate_windows(
-                judged, source, asked.windows, asked.frames or 8
+            figures = self._evaluate_windows()
+        if self.json is not None:
+            self.json.write_text(json.dumps(figures, indent=1) + '\n')
+        return COMPLETE
+
+    def _evaluate_sequences(self, noise: tuple[float, float, float]) -> Any:
+        from vggt_ros.lab.evaluation.sequences import evaluate_named_sequence, sequence_table
+        from vggt_ros.lab.evaluation.truth_network import PredictionNoise
+        from vggt_ros.lab.synthetic.trajectories import SEQUENCES
+
+        errors = PredictionNoise(noise[0] / 100, math.radians(noise[1]), noise[2] / 100)
+        names = list(SEQUENCES) if self.sequence == 'all' else [str(self.sequence)]
+        network = None if self.model == TRUTH else self._load()
+        figures = [
+            evaluate_named_sequence(
+                name,
+                self.frames or 500,
+                self.seed,
+                network,
+                errors,
+                self.drop_window,
+                **self._map_settings(),
             )
-            print(synthetic_windows.window_table(figures))
-    except (ValueError, CheckpointError) as error:
-        sys.exit(f'evaluate: {error}')
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + '\n')
+            for name in names
+        ]
+        print(sequence_table(figures))
+        return figures if self.sequence == 'all' else figures[0]
+
+    def _evaluate_recording(self, path: Path) -> Any:
+        from vggt_ros.io.recordings import open_recording
+        from vggt_ros.lab.evaluation.recording import evaluate_recording, recording_table
+        from vggt_ros.settings import Settings
+
+        result = evaluate_recording(
+            self._load(),
+            open_recording(path),
+            Settings.from_flat(self._map_settings()),
+            self.step,
+            self.frames or 0,
+        )
+        print(recording_table(result))
+        if self.output:
+            result.save(self.output)
+        return {'recording': result.name, **result.metrics}
+
+    def _evaluate_windows(self) -> Any:
+        from vggt_ros.lab.evaluation.synthetic_windows import evaluate_test_windows, window_table
+
+        figures = evaluate_test_windows(
+            self._load(), self.seed, self.width, self.windows, self.frames or 8
+        )
+        print(window_table(figures))
+        return figures
+
+    def _map_settings(self) -> dict[str, Any]:
+        return {'loop_closure': self.loop_closure, 'anchor_windows': self.anchor_windows}
+
+    def _load(self) -> VGGTNetwork:
+        from vggt_ros.inference.load import load_network
+        from vggt_ros.settings import ModelSettings
+
+        network = load_network(ModelSettings(checkpoint=self.model, device=self.device))
+        if not network.trained:
+            print('the network is UNTRAINED: its figures mean nothing')
+        return network
+
+
+def parse_noise(text: str) -> tuple[float, float, float]:
+    """
+    Parse the option --noise.
+
+    :returns: percent of depth, degrees, percent of the extent.
+    :raises ValueError: if it is not three numbers of 0 or more.
+    """
+    with suppress(ValueError):
+        depth, rotation, translation = (float(part) for part in text.split(','))
+        if depth >= 0 and rotation >= 0 and translation >= 0:
+            return depth, rotation, translation
+    raise ValueError(f'--noise is {text!r}, expected three numbers, 0 or more')
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(Evaluate.main())

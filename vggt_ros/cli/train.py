@@ -1,158 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""
-Train the small network on synthetic rooms, or another one on recordings; go on after a break.
-
-    python -m vggt_ros.cli.train --folder training_output/small --windows 1000000
-    python -m vggt_ros.cli.train --folder training_output/mine --recipe fine_tune \
-        --checkpoint facebook/VGGT-1B --width 518 --data my_bag rgbd_dataset_freiburg1_desk
-    python -m torch.distributed.run --nproc-per-node 2 -m vggt_ros.cli.train ...  processes
-"""
+"""`vggt train`, and what goes with it: plot the run, look at its data, embed its weights."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
-import torch
-import torch.distributed as dist
-from tqdm import tqdm
+from tyro.conf import Positional, arg
 
-from vggt_ros.inference.load import choose_device, load_model
-from vggt_ros.io.recordings import open_recording
-from vggt_ros.lab.training.dataset import Dataset, SyntheticDataset
-from vggt_ros.lab.training.loop import CONFIG, LAST, initialise_weights, train
-from vggt_ros.lab.training.recipes import HEIGHT, QUERIES, RECIPES, WIDTH
-from vggt_ros.lab.training.recorded_dataset import RecordedDataset
-from vggt_ros.lab.training.trainer import Trainer
-from vggt_ros.model import VGGT, VGGTConfig
-from vggt_ros.model.checkpoint import CheckpointError
+from vggt_ros.cli.command import COMPLETE, Command, CommandError
+
+Recipe = Literal[
+    'small', 'late_matching', 'no_matching', 'small_on_cpu', 'small_on_cpu_poses', 'fine_tune'
+]
+Split = Literal['train', 'validation', 'test']
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--folder', type=Path, required=True, help='checkpoints and curve')
-    parser.add_argument('--recipe', choices=sorted(RECIPES), default='small')
-    parser.add_argument('--windows', type=int, help='in all; the learning rate ends there')
-    parser.add_argument('--until', type=int, help='stop for now after so many windows')
-    parser.add_argument('--batch', type=int, help='windows of a step, over all processes')
-    parser.add_argument('--frames', type=int, nargs='+', help='of the windows, in turn')
-    parser.add_argument('--learning-rate', type=float, help='at the peak')
-    parser.add_argument('--seed', type=int, default=0, help='of weights and windows')
-    parser.add_argument('--checkpoint', help='begin with these weights, as the node takes them')
-    parser.add_argument(
-        '--data',
-        type=Path,
-        nargs='+',
-        default=[],
-        help='recordings with truth: TUM RGB-D or 7-Scenes folders, bags; else synthetic rooms',
-    )
-    parser.add_argument(
-        '--width', type=int, help=f'of the images of --data, pixels; {WIDTH} if not given'
-    )
-    parser.add_argument(
-        '--size',
-        type=int,
-        nargs=2,
-        metavar=('HEIGHT', 'WIDTH'),
-        help=f'of synthetic images, pixels; {HEIGHT} {WIDTH} if not given',
-    )
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
-    arguments = parser.parse_args()
-    if arguments.width is not None and not arguments.data:
-        parser.error('--width is for --data; the size of synthetic images is --size')
-    if arguments.size is not None and arguments.data:
-        parser.error('--size is for synthetic rooms; the width of recordings is --width')
-    return arguments
+@dataclass(frozen=True)
+class Train(Command):
+    r"""
+    Train the small network on synthetic rooms, or any checkpoint on recordings; resumable.
 
-
-def first_weights(arguments: argparse.Namespace) -> VGGT:
+        vggt train --folder training_output/small --windows 1000000
+        vggt train --folder training_output/mine --recipe fine_tune \
+            --checkpoint facebook/VGGT-1B --width 518 --data my_bag rgbd_dataset_freiburg1_desk
+        python -m torch.distributed.run --nproc-per-node 2 -m vggt_ros train ...
     """
-    Make the network that training begins with, or one for the weights that it goes on from.
 
-    :raises CheckpointError: if the weights to begin with cannot be had.
-    """
-    if (arguments.folder / LAST).exists():
-        return VGGT(VGGTConfig.from_dict(json.loads((arguments.folder / CONFIG).read_text())))
-    if arguments.checkpoint:
-        return load_model(arguments.checkpoint)
-    model = VGGT(VGGTConfig.small())
-    initialise_weights(model, arguments.seed)
-    return model
+    name: ClassVar[str] = 'train'
 
+    folder: Path
+    """Output folder for checkpoints and the training curve; an existing run is resumed."""
+    recipe: Recipe = 'small'
+    """Named set of training settings."""
+    windows: int | None = None
+    """Training windows in total; the learning rate schedule ends there."""
+    until: int | None = None
+    """Pause after this many windows."""
+    batch: int | None = None
+    """Windows per step, over all processes."""
+    frames: tuple[int, ...] = ()
+    """Frames per window; several values alternate."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    seed: int = 0
+    """Seed of weights and windows."""
+    checkpoint: str = ''
+    """Initial weights, as the setting of that name; random if not given."""
+    data: tuple[Path, ...] = ()
+    """Recordings with ground truth (TUM RGB-D, 7-Scenes, bags); synthetic rooms if not given."""
+    width: int | None = None
+    """Width of the images of --data, pixels; 112 if not given."""
+    size: Annotated[tuple[int, int] | None, arg(metavar='HEIGHT WIDTH')] = None
+    """Size of synthetic images, pixels; 84 112 if not given."""
+    device: str = 'auto'
+    """Torch device, as the setting of that name."""
 
-def prepare(arguments: argparse.Namespace, device: torch.device) -> tuple[Trainer, Dataset]:
-    """
-    Make network, source and trainer, and the source to validate on.
+    def run(self) -> int:
+        """Train or resume, with a progress bar."""
+        if self.width is not None and not self.data:
+            raise ValueError('--width is for --data; the size of synthetic images is --size')
+        if self.size is not None and self.data:
+            raise ValueError('--size is for synthetic rooms; the width of recordings is --width')
+        from vggt_ros.lab.training.start import run_training
 
-    :raises ValueError: if the settings, the recordings and the network do not fit each other.
-    :raises CheckpointError: if the weights to begin with cannot be had.
-    """
-    asked: dict[str, Any] = {
-        name: getattr(arguments, name)
-        for name in ('windows', 'batch', 'learning_rate')
-        if getattr(arguments, name) is not None
-    }
-    if arguments.frames:
-        asked['frames'] = tuple(arguments.frames)
-    settings = replace(RECIPES[arguments.recipe], **asked)
-    torch.manual_seed(arguments.seed)
-    model = first_weights(arguments)
-    source: SyntheticDataset | RecordedDataset
-    if arguments.data:
-        recordings = [open_recording(path) for path in arguments.data]
-        source = RecordedDataset(
-            recordings,
-            'train',
-            arguments.seed,
-            arguments.width or WIDTH,
-            max(settings.frames),
-            QUERIES,
-            device=device,
-        )
-    else:
-        height, width = arguments.size or (HEIGHT, WIDTH)
-        source = SyntheticDataset('train', arguments.seed, height, width, QUERIES, device)
-    return Trainer(model.to(device), source, settings), replace(source, split='validation')
-
-
-def main() -> None:
-    """Train."""
-    arguments = parse()
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    torch.set_flush_denormal(True)  # tiny gradients would take the CPU a hundred times as long
-    parallel = 'RANK' in os.environ  # set by torchrun
-    device = choose_device(arguments.device)
-    if parallel:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-        if device.type == 'cuda':
-            device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
-            torch.cuda.set_device(device)
-    try:
-        trainer, validation = prepare(arguments, device)
-    except (ValueError, CheckpointError) as error:
-        sys.exit(f'train: {error}')
-    with tqdm(total=trainer.settings.windows, unit='window', disable=trainer.rank > 0) as bar:
-
-        def show(windows: int, loss: float) -> None:
-            bar.update(windows - bar.n)
-            bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
-
+        changes = {
+            'windows': self.windows,
+            'batch': self.batch,
+            'learning_rate': self.learning_rate,
+            'frames': self.frames or None,
+        }
+        size = {} if self.width is None else {'width': self.width}
+        if self.size is not None:
+            size = {'height': self.size[0], 'width': self.size[1]}
         try:
-            train(trainer, validation, arguments.folder, arguments.until, show)
-        except (ValueError, FloatingPointError) as error:
-            sys.exit(f'train: {error}')
-    if parallel:
-        dist.destroy_process_group()
+            run_training(
+                self.folder,
+                self.recipe,
+                {name: value for name, value in changes.items() if value is not None},
+                until=self.until,
+                seed=self.seed,
+                checkpoint=self.checkpoint,
+                recordings=self.data,
+                device=self.device,
+                **size,
+            )
+        except FloatingPointError as error:
+            raise CommandError(str(error)) from error
+        return COMPLETE
+
+
+@dataclass(frozen=True)
+class PlotTraining(Command):
+    """
+    Plot the training and validation curves of a run.
+
+        vggt plot-training training_output/small/curve.csv --output curve.png
+    """
+
+    name: ClassVar[str] = 'plot-training'
+
+    curve: Positional[Path]
+    """curve.csv of the run."""
+    output: Path = Path('curve.png')
+    """PNG to write."""
+
+    def run(self) -> int:
+        """Plot."""
+        from vggt_ros.lab.training.curve import plot_curve
+
+        plot_curve(self.curve, self.output)
+        return COMPLETE
+
+
+@dataclass(frozen=True)
+class ContactSheet(Command):
+    """
+    Draw synthetic training windows: frames with tracked points, and the first depth image.
+
+        vggt contact-sheet windows.png --windows 10
+    """
+
+    name: ClassVar[str] = 'contact-sheet'
+
+    output: Positional[Path]
+    """PNG to write."""
+    windows: int = 10
+    """Number of windows."""
+    frames: int = 4
+    """Frames per window."""
+    split: Split = 'train'
+    """Split of the synthetic data."""
+    seed: int = 0
+    """Seed of the windows."""
+    height: int = 168
+    """Height of the images, pixels."""
+    width: int = 224
+    """Width of the images, pixels."""
+
+    def run(self) -> int:
+        """Render and draw."""
+        from vggt_ros.lab.evaluation.plots import draw_windows
+        from vggt_ros.lab.synthetic.windows import render_windows, window_seeds
+
+        seeds = window_seeds(self.split, self.seed, 0, self.windows)
+        windows = render_windows(seeds, self.frames, self.height, self.width, queries=12)
+        draw_windows(windows, self.output)
+        print(f'{self.output}: {self.windows} windows')
+        return COMPLETE
+
+
+@dataclass(frozen=True)
+class EmbedWeights(Command):
+    r"""
+    Make a trained checkpoint the embedded network of the package.
+
+        vggt embed-weights training_output/small/best.pt --image-width 112 \
+            --training '1 million windows: make train-small'
+    """
+
+    name: ClassVar[str] = 'embed-weights'
+
+    checkpoint: Positional[str]
+    """Trained weights, as the setting of that name."""
+    image_width: int
+    """Width of the training images, pixels."""
+    training: str
+    """How it was trained: commands, seeds, windows."""
+    trained_on: str = 'synthetic rooms only'
+    """Training data, for the log and reports."""
+    folder: Path | None = None
+    """Folder to write; default: that of the package."""
+
+    def run(self) -> int:
+        """Convert and write."""
+        from vggt_ros.inference.load import load_model
+        from vggt_ros.model.embedded import FOLDER, write_embedded
+
+        folder = self.folder or FOLDER
+        model = load_model(self.checkpoint)
+        about = write_embedded(model, self.image_width, self.trained_on, self.training, folder)
+        print(f'{folder}: {about}')
+        return COMPLETE
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(Train.main())

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vggt_ros.geometry.camera import decode_pose
+from vggt_ros.inference.load import load_network
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.lab.evaluation.window_metrics import WindowErrors
 from vggt_ros.lab.training.dataset import SyntheticDataset
 from vggt_ros.model.attention import patch_positions
+from vggt_ros.settings import PATCH_SIZE, ModelSettings
 
 EXACT = 'exact'  # the variant that the others are compared with
 
@@ -64,6 +66,39 @@ def use_bfloat16_rope(network: VGGTNetwork, height: int, width: int) -> None:
     cos, sin = aggregator.rope_table(grid, device)  # cached: written in place
     cos.copy_(angles.cos())
     sin.copy_(angles.sin())
+
+
+def compare_approximations(
+    checkpoint: str, device: str, seed: int, windows: int, frames: int, with_int8: bool = False
+) -> dict[str, dict[str, Any]]:
+    """
+    Compare all settings that trade exactness for speed, and some other approximations.
+
+    :param checkpoint: as the setting of that name, as `device`.
+    :param seed: of the test windows.
+    :returns: see `compare_variants`.
+    :raises ValueError: if 8-bit weights are wanted and torchao is missing.
+    """
+
+    def load(**settings: Any) -> VGGTNetwork:
+        return load_network(ModelSettings(checkpoint=checkpoint, device=device, **settings))
+
+    exact, rounded = load(), load()
+    width = exact.image_width
+    # a multiple of the patch size at half the resolution, too
+    height = max(round(0.75 * width / PATCH_SIZE / 2), 1) * 2 * PATCH_SIZE
+    use_bfloat16_rope(rounded, height, width)
+    variants = {EXACT: full_resolution(exact)}
+    for count in (1, 2):
+        variants[f'frame_only_blocks: {count}'] = full_resolution(load(frame_only_blocks=count))
+    if with_int8:
+        for mode in ('weights', 'dynamic'):
+            variants[f'int8: {mode}'] = full_resolution(load(int8=mode))
+    if width % (2 * PATCH_SIZE) == 0:
+        variants['half the resolution'] = half_resolution(exact)
+    variants['RoPE table in bfloat16'] = full_resolution(rounded)
+    dataset = SyntheticDataset('test', seed, height, width)
+    return compare_variants(variants, dataset, windows, frames)
 
 
 def compare_variants(

@@ -10,8 +10,11 @@ times the node's own work.
 from __future__ import annotations
 
 import copy
+import datetime
+import json
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,17 +28,77 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vggt_ros.frames.batch import Batch
+from vggt_ros.inference.load import choose_device, choose_precision
+from vggt_ros.inference.memory import predict_peak
 from vggt_ros.inference.network import VGGTNetwork
 from vggt_ros.inference.warm_up import Load, make_noise_windows
-from vggt_ros.model import VGGT
+from vggt_ros.model import VGGT, VGGTConfig, cast_linear_weights
+from vggt_ros.model.dpt_head import FRAMES_CHUNK_SIZE
 from vggt_ros.model.kernels import compile_layers
 from vggt_ros.model.linear_weights import pack_linear_layers
 from vggt_ros.model.prediction import HEADS, Prediction
 
 Shape = tuple[int, int, int, int]
 
+_CONFIGS = {'small': VGGTConfig.small, 'vggt_1b': VGGTConfig.vggt_1b}
 _NAIVE_HEADS = ('camera', 'depth', 'points')
 _MATMUL = 2048  # side of the matrices that measure the device's peak
+
+
+def benchmark_sizes(
+    size: str,
+    resolutions: Sequence[tuple[int, int]],
+    frames: Sequence[int],
+    strides: Sequence[int],
+    windows: int,
+    device: str = 'auto',
+    precision: str = 'auto',
+    with_compiled: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """
+    Benchmark every combination of resolution, frames and stride.
+
+    :param size: of the network, 'small' or 'vggt_1b'; its weights are random.
+    :param resolutions: width and height, pixels.
+    :param strides: new frames per window, at most all of them.
+    :param device: as the setting of that name, as `precision`.
+    :returns: the results of each combination, see `benchmark_network`.
+    :raises ValueError: for an unknown device.
+    """
+    torch_device = choose_device(device)
+    dtype = choose_precision(precision, torch_device)
+    torch.manual_seed(0)
+    model = VGGT(_CONFIGS[size]()).eval().requires_grad_(False)
+    if dtype != torch.float32:
+        cast_linear_weights(model, dtype)
+    model = model.to(torch_device)
+    for width, height in resolutions:
+        for count in frames:
+            for stride in sorted({min(each, count) for each in strides}):
+                load = Load(count, stride, height, width)
+                results = benchmark_network(model, load, windows, with_compiled)
+                yield {
+                    'size': size,
+                    'frames': count,
+                    'stride': stride,
+                    'resolution': f'{width}x{height}',
+                    'decoded': len(load.depth_frames),
+                    'device': str(torch_device),
+                    'precision': str(dtype).removeprefix('torch.'),
+                    'predicted_memory_bytes': predict_peak(model, load, FRAMES_CHUNK_SIZE),
+                    **results,
+                }
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the results of `benchmark_sizes` as JSON, with date and machine."""
+    machine = {
+        'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        'machine': f'{platform.machine()}, {torch.get_num_threads()} threads',
+        'torch': torch.__version__,
+    }
+    figures = {'results': list(results)} if len(results) > 1 else results[0]
+    path.write_text(json.dumps({**machine, **figures}, indent=1) + '\n')
 
 
 def benchmark_network(

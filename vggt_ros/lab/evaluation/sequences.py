@@ -24,12 +24,18 @@ from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.inference.network import Network
 from vggt_ros.lab.evaluation.baselines import register_by_centres, sift_odometry
+from vggt_ros.lab.evaluation.synthetic_windows import image_size
 from vggt_ros.lab.evaluation.trajectory_errors import compare_trajectories, orientation_errors
-from vggt_ros.lab.evaluation.truth_network import World, true_intrinsics
+from vggt_ros.lab.evaluation.truth_network import (
+    PredictionNoise,
+    TruthNetwork,
+    World,
+    true_intrinsics,
+)
 from vggt_ros.lab.synthetic.random_streams import RandomStreams
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.rooms import random_rooms, remove_obstacles
-from vggt_ros.lab.synthetic.trajectories import SyntheticSequence
+from vggt_ros.lab.synthetic.trajectories import SEQUENCES, SyntheticSequence
 from vggt_ros.lab.synthetic.windows import window_seeds
 from vggt_ros.mapping.map_update import MapUpdate, corrected_registrations
 from vggt_ros.mapping.reconstruction import PredictionError
@@ -72,6 +78,42 @@ def render_sequence(
     ]
     images, depth = (torch.cat(each).numpy() for each in zip(*chunks, strict=True))
     return images, depth
+
+
+def evaluate_named_sequence(
+    name: str,
+    frames: int,
+    seed: int,
+    network: Network | None,
+    noise: PredictionNoise,
+    failed_window: int | None = None,
+    **settings: object,
+) -> dict[str, Any]:
+    """
+    Map a sequence of `SEQUENCES` and evaluate the map.
+
+    :param network: None: one that predicts the ground truth of an empty room, with noise.
+    :param failed_window: see `map_sequence`, as `settings`.
+    :returns: see `evaluate_sequence`; also `sequence`, `frames`, `seed` and `model`.
+    :raises ValueError: if the sequence is shorter than a window.
+    """
+    sequence = SEQUENCES[name](frames)
+    truth = sequence.world_from_camera.numpy()
+    world = sequence_world(sequence)
+    model = network or TruthNetwork(world, noise, seed=seed)
+    height, width = image_size(model.image_width)
+    if network is None:
+        stamps = [i * FRAME_PERIOD_NS for i in range(frames)]
+        images = np.stack([world.render_image(stamp, height, width) for stamp in stamps])
+        updates = map_sequence(model, images, failed_window, **settings)
+        results = evaluate_sequence(
+            updates, truth, lambda i: world.depth(i * FRAME_PERIOD_NS, height, width), None
+        )
+    else:
+        images, depth = render_sequence(sequence, seed, height, width)
+        updates = map_sequence(model, images, failed_window, **settings)
+        results = evaluate_sequence(updates, truth, lambda i: depth[i], images)
+    return {'sequence': name, 'frames': frames, 'seed': seed, 'model': model.name, **results}
 
 
 def map_sequence(

@@ -24,6 +24,8 @@ from vggt_ros.lab.evaluation.window_metrics import (
     median_depth_ratio,
 )
 from vggt_ros.lab.training.dataset import SyntheticDataset, TrainingBatch
+from vggt_ros.lab.training.recipes import QUERIES
+from vggt_ros.settings import PATCH_SIZE
 
 _BATCH = 4  # windows
 _TRACK_LIMITS = (1, 2, 4, 8, 16)  # pixels (TAP-Vid, arXiv 2211.03726)
@@ -51,6 +53,25 @@ class _TrackErrors:
 
     within_limits: list[float] = field(default_factory=list)  # mean share over `_TRACK_LIMITS`
     visibility: list[float] = field(default_factory=list)  # share of correct visibilities
+
+
+def evaluate_test_windows(
+    network: VGGTNetwork, seed: int, width: int, windows: int, frames: int
+) -> dict[str, Any]:
+    """
+    Evaluate a network on windows of the test split.
+
+    :param width: of the images, pixels; 0: the width that the network was trained on.
+    :returns: see `evaluate_windows`.
+    """
+    height, width = image_size(width or network.image_width)
+    dataset = SyntheticDataset('test', seed, height, width, QUERIES)
+    return evaluate_windows(network, dataset, windows, frames)
+
+
+def image_size(width: int) -> tuple[int, int]:
+    """Return height and width of 4:3 images; the height is a multiple of the patch size."""
+    return max(round(0.75 * width / PATCH_SIZE), 1) * PATCH_SIZE, width
 
 
 def evaluate_windows(

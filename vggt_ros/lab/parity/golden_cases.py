@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +220,16 @@ def worst_by_head(deviations: list[Deviation]) -> dict[str, Deviation]:
         if known is None or not deviation.error / deviation.limit <= known.error / known.limit:
             worst[deviation.head] = deviation
     return worst
+
+
+def write_deviations(deviations: list[Deviation], runs: list[FullSizeRun], path: Path) -> None:
+    """Write all deviations, and the cost of the full-size runs, as JSON."""
+    record = {
+        'torch': torch.__version__,
+        'deviations': [asdict(each) for each in deviations],
+        'full_size': [
+            {'case': run.case, 'seconds': run.seconds, 'peak_gigabytes': run.peak_gigabytes}
+            for run in runs
+        ],
+    }
+    path.write_text(json.dumps(record, indent=1) + '\n')
