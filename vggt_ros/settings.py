@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
-import numpy as np
-
 T = TypeVar('T', bool, int, float, str)
 
 PATCH_SIZE = 14  # pixels, of the patch encoder; image sides are multiples of it
@@ -262,7 +260,8 @@ class RegistrationSettings:
         if not shared:
             return []
         count = min(self.registration_frames or min(2, max(1, len(shared) // 2)), len(shared))
-        return sorted({shared[round(at)] for at in np.linspace(0, len(shared) - 1, count)})
+        step = (len(shared) - 1) / max(count - 1, 1)
+        return sorted({shared[round(i * step)] for i in range(count)})
 
 
 @dataclass(frozen=True)
