@@ -99,7 +99,7 @@ for line in {lines}:
         main(line)
     except SystemExit as ended:
         assert ended.code == 0, line
-slow = {{'torch', 'numpy', 'cv2', 'rclpy', 'matplotlib', 'rich'}} & set(sys.modules)
+slow = {{'torch', 'cv2', 'rclpy', 'matplotlib', 'rich'}} & set(sys.modules)
 assert not slow, slow
 """
     subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)

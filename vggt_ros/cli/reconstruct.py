@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from vggt_ros.offline.reconstruct import Reconstructed
     from vggt_ros.offline.run import Progress as RunProgress
+
+    # Reconstructs a recording; reports progress, and asks whether to stop.
+    Reconstruction = Callable[[Callable[[RunProgress], None], Callable[[], bool]], Reconstructed]
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Reconstruct(Command):
             TextColumn('{task.fields[rate]}'),
             TimeRemainingColumn(),
         )
+        reconstruct = self._prepare(self.input[0], self.output)
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(Path(self.input[0]).name, total=None, rate='')
 
@@ -130,9 +135,7 @@ class Reconstruct(Command):
                 rate = f'{speed:.1f} images/s, {now.windows} windows' if speed else ''
                 bar.update(task, completed=now.images, total=now.total, rate=rate)
 
-            result = self._reconstruct(
-                self.input[0], self.output, show, Interruption(console.print)
-            )
+            result = reconstruct(show, Interruption(console.print))
         if not result.complete:
             sys.stderr.write(
                 f'{self.name}: interrupted; {result.folder} holds the results so far, the same '
@@ -155,18 +158,13 @@ class Reconstruct(Command):
         from vggt_ros.model.checkpoint import CheckpointError
 
         try:
-            self._reconstruct(recording, output, lambda _: None, lambda: False)
+            self._prepare(recording, output)(lambda _: None, lambda: False)
         except (ValueError, CheckpointError, OSError) as error:
             return str(error)
         return ''
 
-    def _reconstruct(
-        self,
-        recording: str,
-        output: Path,
-        report: Callable[[RunProgress], None],
-        stop: Callable[[], bool],
-    ) -> Reconstructed:
+    def _prepare(self, recording: str, output: Path) -> Reconstruction:
+        """Open the recording and load the network."""
         from vggt_ros.inference.load import load_network
         from vggt_ros.io.recordings import open_frames
         from vggt_ros.offline.export import ExportOptions
@@ -183,7 +181,7 @@ class Reconstruct(Command):
         )
         source = open_frames(recording, self.topic, self.rate, self.odom_frame)
         network = load_network(settings.model)
-        return reconstruct_recording(source, network, settings, options, output, report, stop)
+        return partial(reconstruct_recording, source, network, settings, options, output)
 
 
 class Interruption:
