@@ -9,6 +9,7 @@ like those of all other pages: syntax, options, launch arguments, targets of mak
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import re
@@ -88,9 +89,9 @@ FRAMES, HEIGHT, WIDTH, FOCAL = 16, 84, 112, 90.0  # frames, pixels
 def images() -> list[np.ndarray]:
     """Render what the demo's camera sends, smaller."""
     torch = pytest.importorskip('torch')
-    from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
     from vggt_ros.lab.synthetic.render import render
     from vggt_ros.lab.synthetic.scene import SyntheticScene
+    from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 
     scene, poses = SyntheticScene.room(0), smooth_trajectory(FRAMES, 0)
     matrix = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
@@ -291,6 +292,20 @@ def test_api_reference_has_every_module() -> None:
         if not path.name.startswith('__')
     }
     assert listed - {'vggt_ros'} == modules
+
+
+def test_docstrings_name_parameters_that_exist() -> None:
+    """The site cannot be built otherwise: a warning of the API reference is an error."""
+    wrong = []
+    for path in (ROOT / 'vggt_ros').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                given += [each for each in (node.args.vararg, node.args.kwarg) if each]
+                documented = re.findall(r':param (\w+):', ast.get_docstring(node) or '')
+                unknown = set(documented) - {each.arg for each in given}
+                wrong += [f'{name_of(path)}: {node.name}: {name}' for name in unknown]
+    assert not wrong
 
 
 # --- Tables follow from the code --------------------------------------------------------------
