@@ -9,6 +9,7 @@ like those of all other pages: syntax, options, launch arguments, targets of mak
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import re
@@ -291,6 +292,20 @@ def test_api_reference_has_every_module() -> None:
         if not path.name.startswith('__')
     }
     assert listed - {'vggt_ros'} == modules
+
+
+def test_docstrings_name_parameters_that_exist() -> None:
+    """The site cannot be built otherwise: a warning of the API reference is an error."""
+    wrong = []
+    for path in (ROOT / 'vggt_ros').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                given += [each for each in (node.args.vararg, node.args.kwarg) if each]
+                documented = re.findall(r':param (\w+):', ast.get_docstring(node) or '')
+                unknown = set(documented) - {each.arg for each in given}
+                wrong += [f'{name_of(path)}: {node.name}: {name}' for name in unknown]
+    assert not wrong
 
 
 # --- Tables follow from the code --------------------------------------------------------------
