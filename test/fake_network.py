@@ -52,7 +52,7 @@ class FakeNetwork(TruthNetwork):
         seconds: float = 0.0,
         image_width: int = 56,
         world: World | None = None,
-        errors: PredictionNoise | None = None,
+        prediction_noise: PredictionNoise | None = None,
     ) -> None:
         """
         Set up the network.
@@ -60,7 +60,7 @@ class FakeNetwork(TruthNetwork):
         :param seconds: duration of a prediction.
         :param world: the observed scene; None: the room of the functions below.
         """
-        super().__init__(world or World(ROOM, true_cameras), errors, image_width)
+        super().__init__(world or World(ROOM, true_cameras), prediction_noise, image_width)
         self._seconds = seconds
         self._failed: set[int] = set()  # stamps of the images that have already caused a failure
 

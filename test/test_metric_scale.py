@@ -144,7 +144,9 @@ def test_a_stationary_camera_gives_no_scale() -> None:
         ),
         0.05,
     )
-    streaming = StreamingEngine(settings, FakeNetwork(world=world, errors=NOISE), stationary)
+    streaming = StreamingEngine(
+        settings, FakeNetwork(world=world, prediction_noise=NOISE), stationary
+    )
     updates = run(streaming, range(16))
     assert updates and not any(update.metric.valid for update in updates)
     assert all(np.isnan(update.metric.age) for update in updates)

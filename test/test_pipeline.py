@@ -89,9 +89,7 @@ class NoisyDepth(FakeNetwork):
 
 
 @pytest.mark.parametrize(('limit', 'maps'), [(0.3, [0, 0, 0]), (0.01, [0, 1, 2])])
-def test_a_window_above_the_residual_limit_starts_a_new_map(
-    limit: float, maps: list[int]
-) -> None:
+def test_a_window_above_the_residual_limit_starts_a_new_map(limit: float, maps: list[int]) -> None:
     streaming = StreamingEngine(
         Settings.from_flat(
             {

@@ -50,15 +50,13 @@ def world(name: str) -> World:
 @functools.cache
 def run(
     name: str,
-    errors: PredictionNoise | None = None,
+    noise: PredictionNoise | None = None,
     frames: int = FRAMES,
     failed_window: int | None = None,
 ) -> tuple[list[MapUpdate], dict[str, Any]]:
     """Map the first frames of a sequence and evaluate the map; tests share the results."""
     room = world(name)
-    updates = map_sequence(
-        TruthNetwork(room, errors, WIDTH), [BLACK_IMAGE] * frames, failed_window
-    )
+    updates = map_sequence(TruthNetwork(room, noise, WIDTH), [BLACK_IMAGE] * frames, failed_window)
     truth = SEQUENCES[name](FRAMES).world_from_camera.numpy()
     return updates, evaluate_sequence(
         updates, truth, lambda i: room.depth(i * FRAME_PERIOD_NS, HEIGHT, WIDTH), None
@@ -94,7 +92,9 @@ def test_anchor_frames_reduce_rotational_drift() -> None:
     room = world('corridor')
     settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'anchor_windows': 30}
     streaming = StreamingEngine(Settings.from_flat(settings), TruthNetwork(room, NOISE, WIDTH))
-    added = [streaming.add(Frame(BLACK_IMAGE, i * FRAME_PERIOD_NS, 'camera')) for i in range(FRAMES)]
+    added = [
+        streaming.add(Frame(BLACK_IMAGE, i * FRAME_PERIOD_NS, 'camera')) for i in range(FRAMES)
+    ]
     updates = [update for update in added if update is not None]
     truth = SEQUENCES['corridor'](FRAMES).world_from_camera.numpy()
     anchored = evaluate_sequence(
