@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share."""
+"""Configuration of all tests."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import tempfile
 from pathlib import Path
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
-    os.environ.setdefault('OMP_NUM_THREADS', '1')  # the workers share the cores already
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # the workers already occupy the cores
 
 
 def pytest_configure(config) -> None:
     """
-    Let DDS participants believe in each other for an hour instead of 20 s.
+    Set the lease of DDS participants to an hour instead of 20 s.
 
-    A test process that a full machine holds up for longer than the lease is taken for dead, and
-    Fast DDS does not always find it again when it goes on: services then wait in vain.
+    On a busy machine a test process may stall for longer than its lease. The others then remove
+    it, Fast DDS does not always discover it again, and service calls time out.
     """
     profile = Path(__file__).parents[1] / 'config' / 'fastdds.xml'
     lease = '<leaseDuration><sec>3600</sec></leaseDuration>'
@@ -26,13 +26,13 @@ def pytest_configure(config) -> None:
     )
     folder = tempfile.TemporaryDirectory(prefix='vggt_ros_test_')
     config.add_cleanup(folder.cleanup)
-    patient = Path(folder.name) / 'fastdds.xml'
-    patient.write_text(text)
+    with_long_lease = Path(folder.name) / 'fastdds.xml'
+    with_long_lease.write_text(text)
     for variable in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
-        os.environ[variable] = str(patient)
+        os.environ[variable] = str(with_long_lease)
 
 
 def pytest_collection_finish() -> None:
-    """Leave what imports made to itself: each collection would visit all of torch."""
+    """Exclude imported modules from garbage collection, which would traverse all of torch."""
     gc.collect()
     gc.freeze()

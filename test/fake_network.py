@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A network that knows the truth, for tests of everything around the real one.
+A network that predicts the ground truth, for tests of everything around the real one.
 
 The truth is a pure function of the stamp: a camera moves through an empty box-shaped room, and
-the depth of each pixel is where its ray meets a wall. What it says of it, see `TruthNetwork`.
+the depth of a pixel is that of the intersection of its ray with a wall. See `TruthNetwork` for
+the frame and scale of the predictions.
 
-It fails on demand: where the first pixel of an image has one of the values of `Failure`, the
-first window that contains that image fails in that way.
+It fails on request: if the first pixel of an image has one of the values of `Failure`, the first
+window that contains the image fails accordingly.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from vggt_ros.settings import Settings
 
 logger = logging.getLogger('vggt_ros.fake')  # the node shows what the package logs
 
-ROOM = np.array([4.0, 3.0, 5.0])  # half the room's extent in x, y, z, metres
+ROOM = np.array([4.0, 3.0, 5.0])  # half the extent of the room in x, y, z, metres
 
 
 class Failure(IntEnum):
-    """Red value of an image's first pixel that makes the network fail."""
+    """Red value of the first pixel of an image that makes the network fail."""
 
-    NAN = 201  # one depth is not a number
-    ABSURD = 202  # depth beyond every room
+    NAN = 201  # NaN in the depth
+    ABSURD = 202  # implausibly large depth
     OUT_OF_MEMORY = 203
-    SURPRISE = 204  # an exception that nobody expects
+    SURPRISE = 204  # an unexpected exception
 
 
 class FakeNetwork(TruthNetwork):
-    """The truth, late or not at all."""
+    """The ground truth, after a delay or with a failure."""
 
     name = 'fake'
     precision = 'float32'
@@ -51,28 +52,28 @@ class FakeNetwork(TruthNetwork):
         seconds: float = 0.0,
         image_width: int = 56,
         world: World | None = None,
-        errors: PredictionNoise | None = None,
+        prediction_noise: PredictionNoise | None = None,
     ) -> None:
         """
-        Prepare the fake.
+        Set up the network.
 
-        :param seconds: how long it takes for each window.
-        :param world: what it sees; None: the room of the functions below.
+        :param seconds: duration of a prediction.
+        :param world: the observed scene; None: the room of the functions below.
         """
-        super().__init__(world or World(ROOM, true_cameras), errors, image_width)
+        super().__init__(world or World(ROOM, true_cameras), prediction_noise, image_width)
         self._seconds = seconds
-        self._failed: set[int] = set()  # stamps of the images that have made it fail
+        self._failed: set[int] = set()  # stamps of the images that have already caused a failure
 
     def __call__(self, batch: Any, heads: tuple[str, ...]) -> Prediction:
-        """Say what the cameras of this batch really see, or fail."""
+        """Predict what the cameras of this batch observe, or fail."""
         if 'tracks' in heads:
             logger.info('the fake network follows points')
         time.sleep(self._seconds)
         failure = self._find_failure(batch)
         if failure is Failure.OUT_OF_MEMORY:
-            raise torch.cuda.OutOfMemoryError('the fake device has no memory left')
+            raise torch.cuda.OutOfMemoryError('the fake device is out of memory')
         if failure is Failure.SURPRISE:
-            raise RuntimeError('the fake network has a bad day')
+            raise RuntimeError('the fake network fails')
         prediction = super().__call__(batch, heads)
         if failure is not None:
             assert prediction.depth is not None
@@ -90,23 +91,23 @@ class FakeNetwork(TruthNetwork):
 
 def warm_up() -> None:
     """
-    Run the engine on two windows, in one thread from now on.
+    Run the engine on two windows, and limit torch to one thread.
 
-    The first use of a library's function can take seconds on a cold machine; tests of latency
-    start after that. A fake network gains nothing from threads.
+    The first call of a library function can take seconds; tests of latency start after that. The
+    fake network does not benefit from threads.
     """
     torch.set_num_threads(1)
     engine = StreamingEngine(
         Settings.from_flat({'window_size': 3, 'window_stride': 1}), FakeNetwork()
     )
     for number in range(4):
-        picture = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
-        engine.add(Frame(picture, number * 1_000_000, 'camera'))
+        image = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        engine.add(Frame(image, number * 1_000_000, 'camera'))
 
 
 def true_cameras(stamps_ns: list[int]) -> np.ndarray:
     """
-    Say where the cameras are.
+    Return the camera poses.
 
     :returns: (S, 4, 4), `room_from_camera`, metres.
     """
@@ -131,13 +132,13 @@ def true_cameras(stamps_ns: list[int]) -> np.ndarray:
 
 
 def true_depth(stamp_ns: int, height: int, width: int) -> np.ndarray:
-    """Measure the depth (H, W) along the optical axis, in metres."""
+    """Return the depth (H, W) along the optical axis, in metres."""
     return World(ROOM, true_cameras).depth(stamp_ns, height, width)
 
 
 def cast_rays(stamp_ns: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    Follow the ray of each pixel to a wall.
+    Intersect the ray of each pixel with the walls.
 
     :returns: depth (H, W) and points (H, W, 3) in the room's frame, metres.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of an engine is plain data, and another engine continues from it."""
+"""The state of an engine is plain data, from which another engine continues."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_engine(**settings: object) -> StreamingEngine:
 
 
 def feed(engine: StreamingEngine, numbers: range) -> list[MapUpdate]:
-    """Two cameras, one of them calibrated, the other missing at times."""
+    """Add frames of two cameras, one calibrated, the other missing at times."""
     updates = []
     for number in numbers:
         image = np.random.default_rng(number).integers(0, 200, (48, 64, 3), np.uint8)
@@ -67,7 +67,7 @@ def leaves(tree: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize('loop_closure', [False, True])
-def test_another_engine_continues_to_the_bit(loop_closure: bool) -> None:
+def test_another_engine_continues_with_identical_results(loop_closure: bool) -> None:
     if loop_closure:
         pytest.importorskip('gtsam', reason='loop_closure needs GTSAM')
     first, second = make_engine(loop_closure=loop_closure), make_engine(loop_closure=loop_closure)
@@ -91,7 +91,7 @@ def test_another_engine_continues_to_the_bit(loop_closure: bool) -> None:
         np.testing.assert_array_equal(one.tracks.ids, other.tracks.ids)
 
 
-def test_a_state_is_json_and_arrays_alone() -> None:
+def test_a_state_consists_of_json_and_arrays() -> None:
     engine = make_engine()
     feed(engine, range(23))
     for leaf in leaves(engine.state_dict()):
@@ -102,7 +102,7 @@ def test_a_state_is_json_and_arrays_alone() -> None:
             json.dumps(leaf, allow_nan=False)
 
 
-def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+def assign(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     def apply(state: dict[str, Any]) -> None:
         for key in path[:-1]:
             state = state[key]  # type: ignore[index]
@@ -116,44 +116,46 @@ def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     [
         (lambda state: state.clear(), 'missing required field `sliding_window`'),
         (lambda state: state['map'].pop('frames') and None, None),
-        (change('map', to=[1, 2]), r'Expected `object`, got `array` - at `\$.map`'),
-        (change('map', 'map_id', to='zero'), r'Expected `int`, got `str` - at `\$.map.map_id`'),
-        (change('map', 'map_id', to=2**63), r'state.map.map_id is 9223372036854775808, expected'),
-        (change('map', 'frames', 'scale', to=float('nan')), 'state.map.frames.scale is nan'),
-        (change('sliding_window', 'size', to=10**12), 'windows of 1000000000000 frame sets'),
-        (change('sliding_window', 'stride', to=0), 'windows of 6 frame sets, 0 of them new'),
+        (assign('map', to=[1, 2]), r'Expected `object`, got `array` - at `\$.map`'),
+        (assign('map', 'map_id', to='zero'), r'Expected `int`, got `str` - at `\$.map.map_id`'),
+        (assign('map', 'map_id', to=2**63), r'state.map.map_id is 9223372036854775808, expected'),
+        (assign('map', 'frames', 'scale', to=float('nan')), 'state.map.frames.scale is nan'),
+        (assign('sliding_window', 'size', to=10**12), 'windows of 1000000000000 frame sets'),
+        (assign('sliding_window', 'stride', to=0), 'windows of 6 frame sets, 0 of them new'),
         (
-            change('map', 'uncertainty', 'window', to=np.full((7, 7), np.nan)),
+            assign('map', 'uncertainty', 'window', to=np.full((7, 7), np.nan)),
             'state.map.uncertainty.window has values that are not finite',
         ),
         (
-            change('map', 'uncertainty', 'window', to=np.zeros((2, 2))),
+            assign('map', 'uncertainty', 'window', to=np.zeros((2, 2))),
             r'covariance of shape \(2, 2\), expected \(7, 7\)',
         ),
         (
-            change('map', 'uncertainty', 'window', to=np.zeros((7, 7), np.uint8)),
+            assign('map', 'uncertainty', 'window', to=np.zeros((7, 7), np.uint8)),
             'array of uint8, expected float64',
         ),
-        (change('map', 'uncertainty', 'window', to='import os'), 'Expected `numpy.ndarray`'),
+        (assign('map', 'uncertainty', 'window', to='import os'), 'Expected `numpy.ndarray`'),
         (
-            change('sliding_window', 'frame_sets', 0, 0, 'frame', 'image', to=np.zeros((2, 2, 2))),
+            assign('sliding_window', 'frame_sets', 0, 0, 'frame', 'image', to=np.zeros((2, 2, 2))),
             'array of float64, expected uint8',
         ),
     ],
 )
-def test_what_is_no_state_is_one_clear_error(damage: Any, message: str | None) -> None:
+def test_an_invalid_state_is_a_clear_error_and_changes_nothing(
+    damage: Any, message: str | None
+) -> None:
     engine = make_engine()
     feed(engine, range(23))
     state = copy.deepcopy(engine.state_dict())
     damage(state)
     other = make_engine()
-    if message is None:  # an optional field: its default
+    if message is None:  # an optional field has its default
         other.load_state_dict(state)
         return
     with pytest.raises(ValueError, match=message) as caught:
         other.load_state_dict(state)
     assert '\n' not in str(caught.value)
-    # unchanged: it maps as a new engine does
+    # the engine behaves like a new one
     assert [u.map_id for u in feed(other, range(12))] == [
         u.map_id for u in feed(make_engine(), range(12))
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrated cameras through the engine: rectified, unprojected, compared with the network."""
+"""Calibrated cameras in the engine: rectification, unprojection, comparison with the network."""
 
 from __future__ import annotations
 
@@ -36,43 +36,43 @@ def run(
         {'window_size': 4, 'window_stride': 2, 'min_parallax': 0.0, **values}
     )
     streaming = StreamingEngine(settings, network or FakeNetwork())
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(12)]
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    added = [streaming.add(Frame(image, i * 10**8, 'camera', known)) for i in range(12)]
     return streaming, [update for update in added if update is not None]
 
 
-def test_each_camera_has_an_average_of_its_own() -> None:
-    class Zooming(FakeNetwork):
-        """Says that the second camera has twice the focal length."""
+def test_focal_lengths_are_averaged_for_each_camera_separately() -> None:
+    class LongSecondLens(FakeNetwork):
+        """Predicts twice the focal length for the second camera."""
 
         def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-            told = super().__call__(batch, heads)
-            assert told.pose_encodings is not None
-            views = told.pose_encodings[-1][0, :, 7:]
+            prediction = super().__call__(batch, heads)
+            assert prediction.pose_encodings is not None
+            fields_of_view = prediction.pose_encodings[-1][0, :, 7:]
             second = [frame.camera == 1 for frame in batch.frames]
-            views[second] = 2 * ((views[second] / 2).tan() / 2).atan()
-            return told
+            fields_of_view[second] = 2 * ((fields_of_view[second] / 2).tan() / 2).atan()
+            return prediction
 
     settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
-    streaming = StreamingEngine(settings, Zooming())
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    streaming = StreamingEngine(settings, LongSecondLens())
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for i in range(4):
-        moment = [Frame(picture, i * 10**8 + k * 10**6, 'camera', camera=k) for k in (0, 1)]
-        update = streaming.add(moment)
+        frame_set = [Frame(image, i * 10**8 + k * 10**6, 'camera', camera=k) for k in (0, 1)]
+        update = streaming.add(frame_set)
     assert update is not None
     focal = update.reconstruction.intrinsics[:, 0, 0]
     np.testing.assert_allclose(focal[1::2], 2 * focal[::2], rtol=1e-6)
 
 
-class Unsteady(FakeNetwork):
-    """Errs in the focal length of each window by up to a tenth."""
+class NoisyFocalLength(FakeNetwork):
+    """Predicts the field of view of each window with an error of up to a tenth."""
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-        told = super().__call__(batch, heads)
-        assert told.pose_encodings is not None
+        prediction = super().__call__(batch, heads)
+        assert prediction.pose_encodings is not None
         factor = 1 + 0.1 * np.random.default_rng(batch.window_id).uniform(-1, 1)
-        told.pose_encodings[-1][..., 7:] *= factor
-        return told
+        prediction.pose_encodings[-1][..., 7:] *= factor
+        return prediction
 
 
 def spread(updates: list[MapUpdate]) -> float:
@@ -81,14 +81,14 @@ def spread(updates: list[MapUpdate]) -> float:
 
 
 def test_the_predicted_focal_length_is_averaged() -> None:
-    _, averaged = run(None, Unsteady())
-    _, each = run(None, Unsteady(), average_intrinsics=False)
-    assert spread(averaged) < spread(each) / 2
+    _, averaged = run(None, NoisyFocalLength())
+    _, separate = run(None, NoisyFocalLength(), average_intrinsics=False)
+    assert spread(averaged) < spread(separate) / 2
     for update in averaged:
         assert len({float(matrix[0, 0]) for matrix in update.reconstruction.intrinsics}) == 1
 
 
-def test_a_calibration_that_says_something_else_is_reported_once(
+def test_disagreement_with_the_calibration_is_reported_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     streaming, updates = run(calibration(1.5))
@@ -99,36 +99,36 @@ def test_a_calibration_that_says_something_else_is_reported_once(
     assert 'focal_length_disagreements' not in streaming.counts and not caplog.text
 
 
-def test_depth_is_unprojected_with_the_calibration_where_that_is_chosen() -> None:
+def test_depth_is_unprojected_with_the_calibration_if_requested() -> None:
     _, updates = run(calibration(1.1), use_known_intrinsics=True)
-    scale = 56 / WIDTH  # to the network's width
+    scale = 56 / WIDTH  # network image over source image
     for update in updates:
         newest = len(update.batch.ids) - 1
-        found = update.reconstruction.intrinsics
-        np.testing.assert_allclose(found[:, 0, 0], 1.1 * FOCAL * scale)
+        intrinsics = update.reconstruction.intrinsics
+        np.testing.assert_allclose(intrinsics[:, 0, 0], 1.1 * FOCAL * scale)
         cloud = update.point_cloud(newest)
         camera_from_map = np.linalg.inv(update.world_from_camera[newest])
         in_camera = cloud.xyz @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
-        pixels = in_camera @ found[newest].T
+        pixels = in_camera @ intrinsics[newest].T
         _, u = np.nonzero(np.isfinite(update.depth(newest)))
         np.testing.assert_allclose(pixels[:, 0] / pixels[:, 2], u, atol=1e-2)
-    _, without = run(None, use_known_intrinsics=True)
-    expected = FOCAL * scale
-    np.testing.assert_allclose(without[0].reconstruction.intrinsics[:, 0, 0], expected, rtol=1e-5)
+    _, uncalibrated = run(None, use_known_intrinsics=True)
+    focal = uncalibrated[0].reconstruction.intrinsics[:, 0, 0]
+    np.testing.assert_allclose(focal, FOCAL * scale, rtol=1e-5)
 
 
-def test_images_that_are_rectified_already_have_their_camera_in_p() -> None:
+def test_images_that_are_already_rectified_use_the_camera_matrix_in_p() -> None:
     known = calibration(1.0, (-0.3, 0.1, 0.0, 0.0))
     projection = np.concatenate([np.diag([0.9, 0.9, 1]) @ K, np.zeros((3, 1))], axis=1)
     known = Calibration(WIDTH, HEIGHT, 'plumb_bob', known.K, known.D, projection)
     _, updates = run(known, rectify=False, use_known_intrinsics=True)
-    found = updates[0].reconstruction.intrinsics[:, 0, 0]
-    np.testing.assert_allclose(found, 0.9 * FOCAL * 56 / WIDTH)
-    as_it_came = fit_image(updates[0].batch.frames[0].image, 56, 'crop')
-    np.testing.assert_array_equal(updates[0].batch.images[0].pixels, as_it_came.pixels)
+    focal = updates[0].reconstruction.intrinsics[:, 0, 0]
+    np.testing.assert_allclose(focal, 0.9 * FOCAL * 56 / WIDTH)
+    unrectified = fit_image(updates[0].batch.frames[0].image, 56, 'crop')
+    np.testing.assert_array_equal(updates[0].batch.images[0].pixels, unrectified.pixels)
 
 
-def test_what_the_lens_does_not_see_is_nowhere() -> None:
+def test_pixels_outside_of_the_lens_have_no_depth() -> None:
     known = calibration(1.0, (-0.3, 0.1, 0.0, 0.0))
     _, updates = run(known, rectified_field_of_view=120.0, min_confidence=0.0)
     depth = updates[0].depth(0)
@@ -138,7 +138,7 @@ def test_what_the_lens_does_not_see_is_nowhere() -> None:
 
 
 def test_sensor_depth_is_compared_before_rectification() -> None:
-    """A sensor's depth has the distortion of the raw images."""
+    """Depth of a sensor has the distortion of the raw images."""
     known = calibration(1.0, (-0.25, 0.08, 0.0, 0.0))
     settings = Settings.from_flat(
         {
@@ -150,18 +150,18 @@ def test_sensor_depth_is_compared_before_rectification() -> None:
         }
     )
 
-    def as_the_lens_sees(stamp_ns: int) -> np.ndarray:
+    def distorted_depth(stamp_ns: int) -> np.ndarray:
         ideal = true_depth(stamp_ns, HEIGHT, WIDTH).astype(np.float32)
         rows, columns = np.indices((HEIGHT, WIDTH), np.float32)
         raw = np.stack([columns, rows], -1).reshape(-1, 1, 2)
-        straight = cv2.undistortPoints(raw, known.K, known.D, P=known.K).reshape(HEIGHT, WIDTH, 2)
-        x, y = straight[..., 0].astype(np.float32), straight[..., 1].astype(np.float32)
-        seen = cv2.remap(ideal, x, y, cv2.INTER_NEAREST, borderValue=float('nan'))
-        return np.asarray(seen)
+        undistorted = cv2.undistortPoints(raw, known.K, known.D, P=known.K)
+        x, y = undistorted.reshape(HEIGHT, WIDTH, 2).astype(np.float32).transpose(2, 0, 1)
+        distorted = cv2.remap(ideal, x, y, cv2.INTER_NEAREST, borderValue=float('nan'))
+        return np.asarray(distorted)
 
-    streaming = StreamingEngine(settings, FakeNetwork(), DepthScale(as_the_lens_sees, pytest.fail))
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    added = [streaming.add(Frame(picture, i * 10**8, 'camera', known)) for i in range(8)]
+    streaming = StreamingEngine(settings, FakeNetwork(), DepthScale(distorted_depth, pytest.fail))
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    added = [streaming.add(Frame(image, i * 10**8, 'camera', known)) for i in range(8)]
     update = next(update for update in reversed(added) if update is not None)
     truth = true_depth(update.batch.frames[-1].stamp_ns, *update.batch.image_size)
     assert np.nanmedian(update.depth(len(update.batch.ids) - 1) / truth) == pytest.approx(

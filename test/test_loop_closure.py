@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera comes back: right loops are closed and make the map better, wrong ones are not."""
+"""Loop closure: true loops are closed and reduce drift, false ones are rejected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ pytest.importorskip('gtsam', reason='needs GTSAM')
 from vggt_ros.engine import StreamingEngine
 from vggt_ros.frames.batch import Batch
 from vggt_ros.frames.frame import Frame
-from vggt_ros.geometry.poses import Array
 from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.lab.evaluation.sequences import (
     FRAME_PERIOD_NS,
@@ -35,121 +34,122 @@ from vggt_ros.settings import Settings
 
 HEIGHT, WIDTH = 28, 42
 NOISE = PredictionNoise(depth=0.01, rotation=math.radians(0.3), translation=0.01)
-KNOWN = NoiseSigmas(rotation=0.01, translation=0.01, scale=0.01)
+SIGMAS = NoiseSigmas(rotation=0.01, translation=0.01, scale=0.01)
 
 
 @functools.cache
-def seen(name: str, frames: int) -> tuple[World, list[np.ndarray]]:
+def render(name: str, frames: int) -> tuple[World, list[np.ndarray]]:
+    """Return a sequence as a world, and its images."""
     world = sequence_world(SEQUENCES[name](frames))
     return world, [world.render_image(i * FRAME_PERIOD_NS, HEIGHT, WIDTH) for i in range(frames)]
 
 
-def figures(updates: list[MapUpdate], name: str, frames: int) -> dict[str, Any]:
+def evaluate(updates: list[MapUpdate], name: str, frames: int) -> dict[str, Any]:
     truth = SEQUENCES[name](frames).world_from_camera.numpy()
-    world = seen(name, frames)[0]
-    found = evaluate_sequence(
+    world = render(name, frames)[0]
+    metrics = evaluate_sequence(
         updates, truth, lambda i: world.depth(i * FRAME_PERIOD_NS, HEIGHT, WIDTH), None
     )
-    print(name, found['ours'])
-    return found['ours']
+    print(name, metrics['ours'])
+    return metrics['ours']
 
 
 @functools.cache
 def run(name: str, **settings: object) -> tuple[list[MapUpdate], dict[str, Any]]:
-    world, pictures = seen(name, 500)
-    updates = map_sequence(TruthNetwork(world, NOISE, WIDTH), pictures, **settings)
-    return updates, figures(updates, name, 500)
+    world, images = render(name, 500)
+    updates = map_sequence(TruthNetwork(world, NOISE, WIDTH), images, **settings)
+    return updates, evaluate(updates, name, 500)
 
 
-def test_a_closed_loop_takes_the_drift_out_of_the_map() -> None:
+def test_a_closed_loop_reduces_drift() -> None:
     updates, closed = run('loop', loop_closure=True)
-    _, free = run('loop')
-    assert free['loops'] == 0 and closed['loops'] >= 1
+    _, open_loop = run('loop')
+    assert open_loop['loops'] == 0 and closed['loops'] >= 1
     ends = [(u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure]
     assert ends[-1][0] < 3 and ends[-1][1] > 120
-    assert closed['ate_percent'] < 0.6 * free['ate_percent']
-    assert closed['rotation_deg'] < 0.8 * free['rotation_deg']
+    assert closed['ate_percent'] < 0.6 * open_loop['ate_percent']
+    assert closed['rotation_deg'] < 0.8 * open_loop['rotation_deg']
     assert closed['scale_drift_percent'] < 1
 
 
-def test_turning_once_on_the_spot_is_a_loop_too() -> None:
+def test_a_full_rotation_in_place_closes_a_loop() -> None:
     assert run('rotation', loop_closure=True)[1]['loops'] >= 1
     assert run('rotation', loop_closure=True)[1]['rotation_deg'] < (
         0.8 * run('rotation')[1]['rotation_deg']
     )
 
 
-def test_few_remembered_windows_suffice() -> None:
+def test_loops_are_closed_with_few_stored_windows() -> None:
     updates, closed = run('loop', loop_closure=True, loop_windows=20)
     assert closed['loops'] >= 1
     ends = [(u.loop_closure.with_window, u.window_id) for u in updates if u.loop_closure]
     assert ends[-1][0] < 3 and ends[-1][1] > 115
 
 
-class Deluded(TruthNetwork):
-    """Sees no difference between a view and the opposite one."""
+def test_views_that_only_look_similar_close_no_loop() -> None:
+    world, images = render('rotation', 250)  # at twice the rotation rate
 
-    def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-        ahead = self._world.cameras([frame.stamp_ns for frame in batch.frames])[:, :3, 2]
-        alike = np.einsum('si,sj->sij', ahead, ahead).reshape(1, len(ahead), 9)
-        return replace(super().__call__(batch, heads), descriptors=torch.from_numpy(alike))
+    class PerceptualAliasing(TruthNetwork):
+        """Cannot distinguish a view from the opposite one."""
 
-    def _err_in_poses(self, cameras: Array, generator: np.random.Generator) -> Array:
-        moved = super()._err_in_poses(cameras, generator)
-        steps = np.linalg.norm(np.diff(cameras[:, :3, :3], axis=0), axis=(1, 2))
-        half = len(cameras) // 2
-        if steps[half - 1] > 4 * np.median(steps):
-            moved[half:] = moved[: len(moved) - half]
-        return moved
+        def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
+            prediction = super().__call__(batch, heads)
+            cameras = world.cameras([frame.stamp_ns for frame in batch.frames])
+            axes = cameras[:, :3, 2]
+            descriptors = np.einsum('si,sj->sij', axes, axes).reshape(1, len(axes), 9)
+            steps = np.linalg.norm(np.diff(cameras[:, :3, :3], axis=0), axis=(1, 2))
+            half = len(cameras) // 2
+            if steps[half - 1] > 4 * np.median(steps):  # a joint window of two locations
+                assert prediction.pose_encodings is not None
+                encodings = prediction.pose_encodings[-1][0]
+                encodings[half:] = encodings[: len(encodings) - half].clone()
+            return replace(prediction, descriptors=torch.from_numpy(descriptors))
 
-
-def test_places_that_only_look_alike_close_no_loop() -> None:
-    world, pictures = seen('rotation', 250)  # in steps twice as wide
     settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'loop_closure': True}
-    engine = StreamingEngine(Settings.from_flat(settings), Deluded(world, NOISE, WIDTH))
-    for i, picture in enumerate(pictures[:240]):
-        update = engine.add(Frame(picture, i * FRAME_PERIOD_NS, 'camera'))
+    engine = StreamingEngine(Settings.from_flat(settings), PerceptualAliasing(world, NOISE, WIDTH))
+    for i, image in enumerate(images[:240]):
+        update = engine.add(Frame(image, i * FRAME_PERIOD_NS, 'camera'))
         assert update is None or update.loop_closure is None
     assert engine.counts['rejected_loops'] > 3 and 'closed_loops' not in engine.counts
 
 
-def test_pictures_without_anything_on_them_close_no_loop() -> None:
-    world, pictures = seen('rotation', 250)
-    blank = [np.full_like(picture, 90) for picture in pictures]
+def test_images_without_texture_close_no_loop() -> None:
+    world, images = render('rotation', 250)
+    blank = [np.full_like(image, 90) for image in images]
     updates = map_sequence(TruthNetwork(world, NOISE, WIDTH), blank, loop_closure=True)
     assert not any(update.loop_closure for update in updates)
 
 
-def test_a_joint_window_that_fails_costs_no_window_of_the_map() -> None:
-    class Narrow(TruthNetwork):
-        """Has memory for what the engine asks of a window, not for depth of all frames."""
+def test_out_of_memory_in_a_joint_window_rejects_the_loop_only() -> None:
+    class LimitedMemory(TruthNetwork):
+        """Runs out of memory in joint windows."""
 
         def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
             if batch.ids[0] + 8 < batch.ids[-1]:
-                raise torch.cuda.OutOfMemoryError('the fake device has no memory left')
+                raise torch.cuda.OutOfMemoryError('the fake device is out of memory')
             return super().__call__(batch, heads)
 
-    world, pictures = seen('rotation', 250)
+    world, images = render('rotation', 250)
     settings = {'window_size': 8, 'window_stride': 4, 'min_parallax': 0.0, 'loop_closure': True}
-    engine = StreamingEngine(Settings.from_flat(settings), Narrow(world, NOISE, WIDTH))
-    added = [engine.add(Frame(p, i * FRAME_PERIOD_NS, 'camera')) for i, p in enumerate(pictures)]
+    engine = StreamingEngine(Settings.from_flat(settings), LimitedMemory(world, NOISE, WIDTH))
+    added = [engine.add(Frame(p, i * FRAME_PERIOD_NS, 'camera')) for i, p in enumerate(images)]
     updates = [update for update in added if update is not None]
     assert len(updates) == 61 and {update.map_id for update in updates} == {0}
     assert engine.counts['rejected_loops'] > 0 and 'closed_loops' not in engine.counts
 
 
-def test_a_network_without_descriptors_finds_no_loops() -> None:
-    class Silent(TruthNetwork):
+def test_a_network_without_descriptors_closes_no_loop() -> None:
+    class WithoutDescriptors(TruthNetwork):
         def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
             return replace(super().__call__(batch, heads), descriptors=None)
 
-    world, pictures = seen('rotation', 250)
-    updates = map_sequence(Silent(world, NOISE, WIDTH), pictures, loop_closure=True)
+    world, images = render('rotation', 250)
+    updates = map_sequence(WithoutDescriptors(world, NOISE, WIDTH), images, loop_closure=True)
     assert len(updates) > 50 and not any(update.loop_closure for update in updates)
 
 
-def test_the_metric_scale_goes_on_in_the_corrected_map() -> None:
-    world, pictures = seen('loop', 500)
+def test_the_metric_scale_follows_the_corrections_of_a_loop() -> None:
+    world, images = render('loop', 500)
     flat = {
         'window_size': 8,
         'window_stride': 4,
@@ -161,7 +161,7 @@ def test_the_metric_scale_goes_on_in_the_corrected_map() -> None:
         lambda stamps, _frame: world.cameras([round(s * 1e9) for s in stamps])[:, :3, 3], 0.05
     )
     engine = StreamingEngine(Settings.from_flat(flat), TruthNetwork(world, NOISE, WIDTH), source)
-    added = [engine.add(Frame(p, i * FRAME_PERIOD_NS, 'camera')) for i, p in enumerate(pictures)]
+    added = [engine.add(Frame(p, i * FRAME_PERIOD_NS, 'camera')) for i, p in enumerate(images)]
     updates = [update for update in added if update is not None]
     assert any(update.loop_closure for update in updates)
     for update in updates[2:]:
@@ -169,41 +169,41 @@ def test_the_metric_scale_goes_on_in_the_corrected_map() -> None:
         assert abs(np.nanmedian(update.depth(len(update.batch.ids) - 1) / truth) - 1) < 0.02
 
 
-def test_a_graph_gives_drift_back_to_where_it_came_from() -> None:
-    """Joints that are all wrong by the same are corrected by the same, and the first stays."""
+def test_the_pose_graph_distributes_the_drift_over_its_factors() -> None:
+    """Equal errors of all factors get equal corrections, and the first pose is fixed."""
     count = 24
     angle = 2 * math.pi / count
-    turn = np.array(
+    rotation = np.array(
         [[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]]
     )
-    step = Sim3(1.0, turn, np.array([0.0, 0.0, 1.0]))
-    wrong = step @ Sim3(1.01, np.eye(3), np.array([0.01, 0.02, 0.0]))
-    graph, place, truth = PoseGraph(), Sim3(2.0), [Sim3(2.0)]
-    graph.add(place, None)
+    step = Sim3(1.0, rotation, np.array([0.0, 0.0, 1.0]))
+    drifting_step = step @ Sim3(1.01, np.eye(3), np.array([0.01, 0.02, 0.0]))
+    graph, pose, truth = PoseGraph(), Sim3(2.0), [Sim3(2.0)]
+    graph.add(pose, None)
     for _ in range(count):
-        place = place @ wrong
-        graph.add(place, KNOWN)
+        pose = pose @ drifting_step
+        graph.add(pose, SIGMAS)
         truth.append(truth[-1] @ step)
     before = graph.map_from_window[count].translation
     tight = NoiseSigmas(rotation=1e-5, translation=1e-5, scale=1e-5)
-    moved = graph.close_loop(0, count, Sim3(), tight)
-    np.testing.assert_allclose(moved[0].matrix(), np.eye(4), atol=1e-6)
+    corrections = graph.close_loop(0, count, Sim3(), tight)
+    np.testing.assert_allclose(corrections[0].matrix(), np.eye(4), atol=1e-6)
     first, last = graph.map_from_window[0], graph.map_from_window[count]
     np.testing.assert_allclose(last.matrix(), first.matrix(), atol=1e-2)
-    off = [
-        np.linalg.norm(found.translation - true.translation)
-        for found, true in zip(graph.map_from_window, truth)
+    errors = [
+        np.linalg.norm(estimate.translation - true.translation)
+        for estimate, true in zip(graph.map_from_window, truth)
     ]
-    assert max(off) < 0.2 * np.linalg.norm(before)
-    scales = np.array([found.scale for found in graph.map_from_window])
+    assert max(errors) < 0.2 * np.linalg.norm(before)
+    scales = np.array([estimate.scale for estimate in graph.map_from_window])
     assert np.abs(scales / 2 - 1).max() < 0.1 < 1.01**count - 1
 
 
-def test_without_gtsam_the_setting_is_refused_and_says_what_is_missing(
+def test_without_gtsam_loop_closure_is_an_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, 'gtsam', None)
-    network = TruthNetwork(seen('rotation', 250)[0])
+    network = TruthNetwork(render('rotation', 250)[0])
     with pytest.raises(ValueError, match=r'loop_closure needs GTSAM.*pip install gtsam'):
         StreamingEngine(Settings.from_flat({'loop_closure': True}), network)
     StreamingEngine(Settings(), network)

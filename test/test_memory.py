@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows are fitted to the memory that there is, by a model of it that measurements confirm."""
+"""Peak memory is predicted as measured, and windows are fitted to a budget."""
 
 from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,13 +37,13 @@ MIDDLE = replace(
 )
 
 
-def make(config: VGGTConfig) -> VGGT:
+def make(config: VGGTConfig, model_class: type[VGGT] = VGGT) -> VGGT:
     torch.manual_seed(0)
-    return VGGT(config).eval().requires_grad_(False)
+    return model_class(config).eval().requires_grad_(False)
 
 
 def measured_peak(model: VGGT, load: Load) -> int:
-    """Run three windows of the stream for real."""
+    """Measure three windows of a stream, in bytes, including the weights."""
     network, windows = VGGTNetwork(model, 'test', True, 'float32'), make_noise_windows(load, 3)
     with LiveMemory() as memory:
         for batch in windows:
@@ -50,7 +51,7 @@ def measured_peak(model: VGGT, load: Load) -> int:
     return memory.peak + weight_bytes(model)
 
 
-def test_tensors_are_counted_while_they_live() -> None:
+def test_tensors_are_counted_until_they_are_freed() -> None:
     with LiveMemory() as memory:
         a = torch.zeros(1000)
         b = a + 1
@@ -73,7 +74,9 @@ def test_tensors_are_counted_while_they_live() -> None:
         (MIDDLE, Load(16, 4, 56, 84), 8),
     ],
 )
-def test_the_memory_of_a_window_is_predicted(config: VGGTConfig, load: Load, at_once: int) -> None:
+def test_the_predicted_peak_agrees_with_the_measured_one(
+    config: VGGTConfig, load: Load, at_once: int
+) -> None:
     model = make(config)
     model.depth_head.frames_chunk_size = at_once
     predicted, measured = predict_peak(model, load, at_once), measured_peak(model, load)
@@ -81,7 +84,7 @@ def test_the_memory_of_a_window_is_predicted(config: VGGTConfig, load: Load, at_
     assert abs(predicted - weights - (measured - weights)) <= 0.25 * (measured - weights)
 
 
-def test_fewer_frames_at_once_take_less_memory_and_give_the_same_depth() -> None:
+def test_fewer_frames_at_once_need_less_memory_and_give_the_same_depth() -> None:
     model, load = make(SMALL), Load(32, 8, 56, 84)
     peaks, depths = [], []
     for at_once in (32, 8, 1):
@@ -96,10 +99,10 @@ def test_fewer_frames_at_once_take_less_memory_and_give_the_same_depth() -> None
 
 
 @pytest.mark.parametrize('shape', [(1, 5 * 29), (5, 29)])
-def test_long_inputs_in_parts_give_the_same(
+def test_long_inputs_in_chunks_give_the_same(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
 ) -> None:
-    """One sequence of five frames, and five sequences; all tokens, and one frame's."""
+    """One sequence of five frames, and five sequences; all tokens, and those of one frame."""
     model = make(SMALL)
     tokens = torch.randn(*shape, SMALL.embed_dim)
     table = model.aggregator.rope_table((4, 6), tokens.device)
@@ -120,11 +123,11 @@ def test_long_inputs_in_parts_give_the_same(
     torch.testing.assert_close(found, selected.select(expected, dim=1), rtol=1e-5, atol=1e-5)
 
 
-def test_windows_are_fitted_to_a_budget() -> None:
+def test_windows_are_reduced_to_fit_a_budget() -> None:
     model = make(SMALL)
     settings = Settings.from_flat({'window_size': 16, 'window_stride': 8})
     needed = predict_peak(model, Load(16, 8, 84, 112), 8) / GIGABYTE / 0.9
-    seen = []
+    results = []
     for share in (1.01, 0.9, 0.5):
         budget = replace(settings.model, max_device_memory=share * needed)
         fitted, at_once = fit_to_memory(replace(settings, model=budget), model, 112)
@@ -132,13 +135,13 @@ def test_windows_are_fitted_to_a_budget() -> None:
         height = 84 if width == 112 else max(round(0.75 * width / 14), 1) * 14
         load = Load(window.window_size, window.window_stride, height, width)
         assert predict_peak(model, load, at_once) / GIGABYTE / 0.9 <= share * needed
-        seen.append((window.window_size, width, at_once))
-    assert seen[0] == (16, 112, 8)
-    assert seen[1][:2] == (16, 112) and seen[1][2] < 8  # first what changes no result
-    assert seen == sorted(seen, reverse=True)
+        results.append((window.window_size, width, at_once))
+    assert results[0] == (16, 112, 8)
+    assert results[1][:2] == (16, 112) and results[1][2] < 8  # which does not change the result
+    assert results == sorted(results, reverse=True)
 
 
-def test_a_budget_for_less_than_two_frames_is_one_clear_sentence() -> None:
+def test_a_budget_for_less_than_two_frames_is_a_clear_error() -> None:
     network = VGGTNetwork(make(SMALL), 'test', True, 'float32')
     settings = Settings.from_flat({'max_device_memory': 0.012})
     expected = r'max_device_memory is 0.012 GB, but the smallest windows, of 2 frames of .* need 0'
@@ -146,20 +149,21 @@ def test_a_budget_for_less_than_two_frames_is_one_clear_sentence() -> None:
         StreamingEngine(settings, network)
 
 
-def test_after_the_memory_ran_out_depth_is_decoded_in_smaller_parts_first(
+def test_out_of_memory_first_decodes_depth_in_smaller_chunks_then_halves_windows(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    network = VGGTNetwork(make(VGGTConfig.tiny()), 'test', True, 'float32')
-    head, run = network.model.depth_head, network.model.aggregate
     limits: list[int] = []
 
-    def aggregate(tokens: torch.Tensor, *given: object) -> object:
-        limits.append(head.frames_chunk_size * tokens.shape[1])
-        if limits[-1] > 2:  # a device on which two frames fit, one at a time
-            raise torch.cuda.OutOfMemoryError('the device has no memory left')
-        return run(tokens, *given)
+    class LimitedMemory(VGGT):
+        """Runs on a device with memory for two frames, one at a time."""
 
-    network.model.aggregate = aggregate
+        def aggregate(self, tokens: torch.Tensor, *arguments: Any) -> Any:
+            limits.append(self.depth_head.frames_chunk_size * tokens.shape[1])
+            if limits[-1] > 2:
+                raise torch.cuda.OutOfMemoryError('the device is out of memory')
+            return super().aggregate(tokens, *arguments)
+
+    network = VGGTNetwork(make(VGGTConfig.tiny(), LimitedMemory), 'test', True, 'float32')
     settings = Settings.from_flat({'window_size': 4, 'window_stride': 1, 'min_parallax': 0.0})
     engine = StreamingEngine(settings, network)
     images = [frame.image for frame in make_noise_windows(Load(4, 1, 42, 56), 1)[0].frames]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames in, one map out: the whole core with a network that knows the truth."""
+"""Frames in, a map out: the whole core with a network that predicts the ground truth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vggt_ros.model import CheckpointError, Prediction
 from vggt_ros.settings import ModelSettings, Settings
 
 STEP_NS = 200_000_000
-ACCURACY = 1e-4  # of the first camera's unit; float32 pose encodings carry about 1e-6
+ACCURACY = 1e-4  # map units and rad; float32 pose encodings are accurate to about 1e-6
 
 
 def frame(i: int, red: int = 0, size: tuple[int, int] = (120, 160)) -> Frame:
@@ -43,7 +43,7 @@ def run(streaming: StreamingEngine, frames: Iterable[Frame]) -> list[MapUpdate]:
 
 
 def true_map(updates: list[MapUpdate]) -> tuple[float, np.ndarray]:
-    """The truth in terms of the map: its unit per metre, and `map_from_room`."""
+    """Return the ground truth: map units in one metre, and `map_from_room`, rigid."""
     anchor = true_cameras([updates[0].batch.frames[0].stamp_ns])[0]
     depth = true_depth(updates[0].batch.frames[0].stamp_ns, *updates[0].batch.image_size)
     return float(np.nanmedian(updates[0].depth(0) / depth)), np.linalg.inv(anchor)
@@ -58,17 +58,14 @@ def assert_true(updates: list[MapUpdate]) -> None:
         np.testing.assert_allclose(
             update.world_from_camera[:, :3, 3], scale * expected[:, :3, 3], atol=ACCURACY
         )
-        turn = update.world_from_camera[:, :3, :3] @ expected[:, :3, :3].transpose(0, 2, 1)
-        assert rotation_angle(torch.from_numpy(turn)).max() < ACCURACY
+        rotation = update.world_from_camera[:, :3, :3] @ expected[:, :3, :3].transpose(0, 2, 1)
+        assert rotation_angle(torch.from_numpy(rotation)).max() < ACCURACY
         assert all(i in update.reconstruction.depth for i, new in enumerate(update.is_new) if new)
         for i in update.reconstruction.depth:
-            stamp = stamps[i]
-            depth = true_depth(stamp, *update.batch.image_size)
-            believed = np.isfinite(update.depth(i))
-            assert believed.mean() > 0.9
-            np.testing.assert_allclose(
-                update.depth(i)[believed], scale * depth[believed], rtol=ACCURACY
-            )
+            depth = true_depth(stamps[i], *update.batch.image_size)
+            valid = np.isfinite(update.depth(i))
+            assert valid.mean() > 0.9
+            np.testing.assert_allclose(update.depth(i)[valid], scale * depth[valid], rtol=ACCURACY)
 
 
 def test_windows_of_different_scale_join_into_one_map() -> None:
@@ -80,19 +77,19 @@ def test_windows_of_different_scale_join_into_one_map() -> None:
     assert_true(updates)
 
 
-class Unsteady(FakeNetwork):
-    """Says something else about the depth of each pixel in every window, up to a tenth."""
+class NoisyDepth(FakeNetwork):
+    """Predicts depth with errors of up to a tenth, different in every window."""
 
     def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-        told = super().__call__(batch, heads)
-        assert told.depth is not None
+        prediction = super().__call__(batch, heads)
+        assert prediction.depth is not None
         generator = torch.Generator().manual_seed(batch.window_id)
-        noise = torch.rand(told.depth.shape, generator=generator)
-        return replace(told, depth=told.depth * (0.9 + 0.2 * noise))
+        noise = torch.rand(prediction.depth.shape, generator=generator)
+        return replace(prediction, depth=prediction.depth * (0.9 + 0.2 * noise))
 
 
 @pytest.mark.parametrize(('limit', 'maps'), [(0.3, [0, 0, 0]), (0.01, [0, 1, 2])])
-def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: list[int]) -> None:
+def test_a_window_above_the_residual_limit_starts_a_new_map(limit: float, maps: list[int]) -> None:
     streaming = StreamingEngine(
         Settings.from_flat(
             {
@@ -102,7 +99,7 @@ def test_a_window_that_contradicts_the_map_starts_a_new_one(limit: float, maps: 
                 'max_registration_residual': limit,
             }
         ),
-        Unsteady(),
+        NoisyDepth(),
     )
     updates = run(streaming, (frame(i) for i in range(8)))
     assert [update.map_id for update in updates] == maps
@@ -122,7 +119,7 @@ def test_each_frame_is_new_once() -> None:
     assert [u.is_new for u in updates] == [(True,) * 4] + [(False,) * 3 + (True,)] * 4
 
 
-def test_points_are_depth_seen_from_the_cameras() -> None:
+def test_point_clouds_are_unprojected_depth() -> None:
     updates = run(engine(), (frame(i) for i in range(8)))
     for update in updates:
         newest = len(update.batch.ids) - 1
@@ -137,18 +134,18 @@ def test_points_are_depth_seen_from_the_cameras() -> None:
         np.testing.assert_allclose(pixels, np.stack([u, v], -1), atol=1e-2)
 
 
-def test_pixels_of_low_confidence_are_nowhere_and_clouds_are_thinned() -> None:
+def test_pixels_of_low_confidence_are_dropped_and_clouds_are_subsampled() -> None:
     (update,) = run(engine(max_points=100), (frame(i) for i in range(4)))
     assert np.isnan(update.depth(0)[:, 0]).all()
     cloud = update.point_cloud(0)
     assert cloud.xyz.shape == (100, 3)
     assert (cloud.confidence == CONFIDENCE).all()
-    (everything,) = run(engine(min_confidence=0.0), (frame(i) for i in range(4)))
-    assert np.isfinite(everything.depth(0)).all()
+    (unfiltered,) = run(engine(min_confidence=0.0), (frame(i) for i in range(4)))
+    assert np.isfinite(unfiltered.depth(0)).all()
 
 
 @pytest.mark.parametrize('failure', [Failure.NAN, Failure.ABSURD])
-def test_a_bad_output_costs_one_window_and_the_map_goes_on(failure: Failure) -> None:
+def test_an_invalid_prediction_loses_one_window_and_the_map_continues(failure: Failure) -> None:
     streaming = engine(6, 2)
     updates = run(streaming, (frame(i) for i in range(7)))
     with pytest.raises(PredictionError):
@@ -160,7 +157,7 @@ def test_a_bad_output_costs_one_window_and_the_map_goes_on(failure: Failure) -> 
     assert_true(updates)
 
 
-def test_a_gap_without_shared_frames_is_a_declared_break() -> None:
+def test_a_lost_window_without_shared_frames_starts_a_new_map() -> None:
     streaming = engine(4, 3)
     updates = run(streaming, (frame(i) for i in range(4)))
     for i in range(4, 7):
@@ -172,36 +169,36 @@ def test_a_gap_without_shared_frames_is_a_declared_break() -> None:
     assert_true(updates[1:])
 
 
-def test_a_rejected_first_window_does_not_hide_the_break_before_it() -> None:
+def test_the_reason_of_a_map_start_survives_a_rejected_first_window() -> None:
     streaming = engine(4, 1)
     run(streaming, (frame(i) for i in range(6)))
-    streaming.reset('asked for')
+    streaming.reset('requested')
     with pytest.raises(PredictionError):
         run(streaming, (frame(i, red=Failure.NAN if i == 9 else 0) for i in range(6, 10)))
     update = streaming.add(frame(10))
     assert update is not None
-    assert (update.map_id, update.map_start_reason) == (1, 'asked for')
+    assert (update.map_id, update.map_start_reason) == (1, 'requested')
 
 
-def test_a_window_that_disagrees_with_the_map_starts_a_new_one() -> None:
-    class Guess(FakeNetwork):
-        """Depth that has nothing to do with the scene, another one in each window."""
+def test_depth_that_contradicts_the_map_starts_a_new_map() -> None:
+    class RandomDepth(FakeNetwork):
+        """Predicts depth unrelated to the scene, different in each window."""
 
         def __call__(self, batch: Batch, heads: tuple[str, ...]) -> Prediction:
-            truth = super().__call__(batch, heads)
-            assert truth.depth is not None
+            prediction = super().__call__(batch, heads)
+            assert prediction.depth is not None
             generator = torch.Generator().manual_seed(batch.window_id)
-            noise = torch.randn(truth.depth.shape, generator=generator).exp()
-            return replace(truth, depth=truth.depth * noise)
+            noise = torch.randn(prediction.depth.shape, generator=generator).exp()
+            return replace(prediction, depth=prediction.depth * noise)
 
     settings = Settings.from_flat({'window_size': 4, 'window_stride': 2, 'min_parallax': 0.0})
-    updates = run(StreamingEngine(settings, Guess()), (frame(i) for i in range(6)))
+    updates = run(StreamingEngine(settings, RandomDepth()), (frame(i) for i in range(6)))
     assert [u.map_id for u in updates] == [0, 1]
     assert 'points of the shared frames differ' in updates[1].map_start_reason
     assert not updates[1].registration.accepted
 
 
-def test_out_of_memory_halves_the_window_and_the_map_goes_on() -> None:
+def test_out_of_memory_halves_the_window_and_the_map_continues() -> None:
     streaming = engine(8, 4)
     frames = [frame(i, red=Failure.OUT_OF_MEMORY if i == 11 else 0) for i in range(15)]
     updates = run(streaming, frames)
@@ -212,18 +209,18 @@ def test_out_of_memory_halves_the_window_and_the_map_goes_on() -> None:
     assert_true(updates)
 
 
-def test_memory_too_small_for_two_frames_is_an_error() -> None:
+def test_out_of_memory_with_two_frames_is_an_error() -> None:
     streaming = engine(2, 1)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         run(streaming, (frame(i, red=Failure.OUT_OF_MEMORY) for i in range(2)))
 
 
-def test_scale_is_never_called_metres() -> None:
+def test_without_a_scale_source_the_scale_is_not_metric() -> None:
     (update,) = run(engine(), (frame(i) for i in range(4)))
     assert (update.metric.valid, update.metric.source) == (False, 'none')
 
 
-def test_the_real_network_runs_and_says_that_it_is_untrained() -> None:
+def test_an_untrained_real_network_runs_and_is_reported_as_untrained() -> None:
     network = load_network(ModelSettings(checkpoint='untrained', device='cpu'))
     settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
     updates = run(StreamingEngine(settings, network), (frame(i) for i in range(3)))
@@ -233,7 +230,7 @@ def test_the_real_network_runs_and_says_that_it_is_untrained() -> None:
     assert sorted(updates[0].seconds) == ['inference', 'preprocess', 'reconstruct', 'register']
 
 
-def test_bad_device_and_checkpoint_are_one_clear_sentence(tmp_path: object) -> None:
+def test_a_bad_device_or_checkpoint_is_a_clear_error(tmp_path: object) -> None:
     with pytest.raises(ValueError, match="device is 'abacus', expected"):
         choose_device('abacus')
     if not torch.cuda.is_available():
@@ -243,7 +240,7 @@ def test_bad_device_and_checkpoint_are_one_clear_sentence(tmp_path: object) -> N
         load_network(ModelSettings(checkpoint=f'{tmp_path}/missing.safetensors'))
 
 
-def test_the_cpu_computes_in_float32_unless_told_otherwise() -> None:
+def test_the_default_precision_on_the_cpu_is_float32() -> None:
     cpu = torch.device('cpu')
     assert choose_precision('auto', cpu) == torch.float32
     assert choose_precision('bfloat16', cpu) == torch.bfloat16

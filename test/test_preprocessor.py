@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images reach the network as it was trained with, and their pixels find the way back."""
+"""Images are preprocessed as in training, and pixels map back to the source exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[2] / 'shared' / 'vggt' / 'golden_public' / 'prep
 
 
 def gradient(height: int, width: int) -> np.ndarray:
-    """Red grows with x, green with y, 0.5 grey level a pixel."""
+    """Return an image whose red grows with x and green with y, by 0.5 grey levels a pixel."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width) // 2
     image[..., 1] = (np.arange(height) // 2)[:, None]
@@ -30,7 +30,7 @@ def gradient(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize('fit', ['crop', 'pad', 'square'])
 @pytest.mark.parametrize(('height', 'width'), [(240, 320), (400, 300), (120, 500), (300, 300)])
-def test_a_pixel_of_the_network_image_finds_its_colour_in_the_source(
+def test_source_from_network_maps_pixels_to_those_of_the_same_colour(
     fit: str, height: int, width: int
 ) -> None:
     fitted = fit_image(gradient(height, width), 140, fit)
@@ -40,32 +40,32 @@ def test_a_pixel_of_the_network_image_finds_its_colour_in_the_source(
     x, y = pixels[..., 0], pixels[..., 1]
     inside = (x > 8) & (x < width - 9) & (y > 8) & (y < height - 9)
     assert inside.sum() > 1000
-    # the gradient is linear, so resampling keeps it: colour is position, to rounding
+    # resampling preserves the linear gradient, so the colour encodes the position, up to rounding
     assert np.abs(fitted.pixels[inside, 0] - (x[inside] - 0.5) / 2).max() < 1.1
     assert np.abs(fitted.pixels[inside, 1] - (y[inside] - 0.5) / 2).max() < 1.1
 
 
-def test_images_of_different_sizes_are_surrounded_with_white() -> None:
+def test_images_of_different_sizes_are_padded_with_white() -> None:
     wide, tall = (
         fit_image(gradient(100, 300), 84, 'crop'),
         fit_image(gradient(300, 100), 84, 'crop'),
     )
-    unified = pad_to_common_size([wide, tall])
-    assert [image.pixels.shape for image in unified] == [(84, 84, 3)] * 2
-    assert (unified[0].pixels[0] == 255).all()
+    padded = pad_to_common_size([wide, tall])
+    assert [image.pixels.shape for image in padded] == [(84, 84, 3)] * 2
+    assert (padded[0].pixels[0] == 255).all()
     top = (84 - wide.pixels.shape[0]) // 2
-    same = wide.source_from_network @ np.array([5.0, 3, 1])
-    np.testing.assert_allclose(unified[0].source_from_network @ [5, 3 + top, 1], same)
+    source_pixel = wide.source_from_network @ np.array([5.0, 3, 1])
+    np.testing.assert_allclose(padded[0].source_from_network @ [5, 3 + top, 1], source_pixel)
 
 
-def test_a_frame_is_resized_once_however_many_windows_it_is_part_of() -> None:
+def test_a_frame_is_preprocessed_once_for_consecutive_windows() -> None:
     frames = [Frame(gradient(60, 80), stamp, 'camera') for stamp in range(4)]
     preprocessor = Preprocessor(ModelSettings(), CameraSettings(), 56)
-    first = preprocessor.process(_window(frames, (0, 1, 2)))
-    second = preprocessor.process(_window(frames, (1, 2, 3)))
+    first = preprocessor.process(window_of(frames, (0, 1, 2)))
+    second = preprocessor.process(window_of(frames, (1, 2, 3)))
     assert second.images[0].pixels is first.images[1].pixels
-    # a frame that left the window is forgotten
-    again = preprocessor.process(_window(frames, (0, 1, 2)))
+    # images of frames that left the window are not kept
+    again = preprocessor.process(window_of(frames, (0, 1, 2)))
     assert again.images[0].pixels is not first.images[0].pixels
     assert second.image_size == (42, 56)
     assert second.stack().shape == (3, 3, 42, 56)
@@ -74,18 +74,18 @@ def test_a_frame_is_resized_once_however_many_windows_it_is_part_of() -> None:
     assert torch.equal(second.select([0, 2]).stack(), second.stack()[::2])
 
 
-def _window(frames: list[Frame], ids: tuple[int, ...]) -> Window:
+def window_of(frames: list[Frame], ids: tuple[int, ...]) -> Window:
     return Window(0, tuple(frames[i] for i in ids), ids, 0, '')
 
 
-def test_unknown_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="'stretch', expected"):
-        fit_image(gradient(60, 80), 56, 'stretch')
+def test_an_unknown_fit_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'fill', expected"):
+        fit_image(gradient(60, 80), 56, 'fill')
 
 
-def test_a_file_that_is_no_image_is_one_clear_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / 'note.png'
-    path.write_text('not a picture')
+    path.write_text('not an image')
     with pytest.raises(ValueError, match='cannot be read as an image'):
         read_image(path)
 

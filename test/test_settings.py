@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings have one home, a range and a sentence; a bad value is named."""
+"""Each setting has one name, a range and a description; errors name the bad value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from vggt_ros.settings import Settings, WindowSettings, all_settings
 
 
-def test_every_setting_has_a_description_and_a_name_of_its_own() -> None:
+def test_every_setting_has_a_description_and_a_unique_name() -> None:
     names = [entry.name for entry in all_settings()]
     assert len(names) == len(set(names))
     assert all(len(entry.metadata['description']) > 20 for entry in all_settings())
@@ -27,14 +27,14 @@ def test_every_setting_has_a_description_and_a_name_of_its_own() -> None:
         ({'colour': 'red'}, 'unknown settings: colour'),
     ],
 )
-def test_a_bad_value_is_named_with_what_was_expected(
+def test_errors_name_the_bad_value_and_the_expected_range(
     values: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Settings.from_flat(values)
 
 
-def test_flat_values_reach_their_groups() -> None:
+def test_flat_values_are_assigned_to_their_groups() -> None:
     settings = Settings.from_flat({'window_size': 6, 'max_points': 7, 'max_stamp_gap': 2})
     assert (settings.window.window_size, settings.cloud.max_points) == (6, 7)
     assert settings.window.window_stride == WindowSettings().window_stride

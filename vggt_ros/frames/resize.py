@@ -95,7 +95,7 @@ def resize_tensor(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resize_axis(image: Tensor, axis: int, length: int) -> Tensor:
-    taps, weights = _weights(image.shape[axis], length, image.device)
+    taps, weights = filter_weights(image.shape[axis], length, image.device)
     size = list(image.shape)
     size[axis] = length
     total = torch.full(size, 1 << (_BITS - 1), dtype=torch.int32, device=image.device)
@@ -105,7 +105,7 @@ def _resize_axis(image: Tensor, axis: int, length: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=_CACHED)
-def _weights(source: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def filter_weights(source: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     Compute the filter taps of each output pixel of a line.
 
