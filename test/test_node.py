@@ -594,9 +594,9 @@ def test_lengths_are_metres_with_a_scale_source(idle, robot, kind):
 @pytest.mark.parametrize(
     ('kind', 'sent', 'error'),
     [
-        ('tf', None, "nothing connects 'odom' and 'camera'"),
+        ('tf', None, "'odom' and 'camera' are not connected"),
         ('odometry', None, 'no odometry received'),
-        ('odometry', 'odometry', "no scale from odometry of 'base': nothing connects"),
+        ('odometry', 'odometry', "no scale from odometry of 'base': 'base' and 'camera' are not"),
         ('depth', None, 'no depth image received'),
     ],
 )
@@ -720,7 +720,7 @@ def test_map_to_odom_corrects_the_drift_of_the_odometry(idle, robot):
         ('none', None, 'map_to_odom_scale', "'map' -> 'odom' is not published: the map has no"),
         ('tf', 'elsewhere', 'map_to_odom_taken', "'odom' has the parent 'elsewhere'"),
         ('tf', 'map', 'map_to_odom_taken', "'odom' has the parent 'map'"),
-        ('fixed', None, 'map_to_odom_tf', "nothing connects 'odom' and 'camera'"),
+        ('fixed', None, 'map_to_odom_tf', "'odom' and 'camera' are not connected"),
     ],
 )
 def test_map_to_odom_is_not_published_without_its_inputs(idle, robot, scale, parent, kind, error):

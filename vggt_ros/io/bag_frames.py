@@ -20,7 +20,7 @@ from vggt_ros.geometry.transform_tree import TransformTree
 from vggt_ros.io import names
 from vggt_ros.io.bag import ODOMETRY, TRANSFORMS, Bag, add_transforms, decode_colour
 from vggt_ros.io.message_reading import ImageError, ns_from_time, read_calibration
-from vggt_ros.io.scale_messages import LARGEST_GAP, MEMORY, ScaleMessages
+from vggt_ros.io.scale_messages import MAX_TF_GAP, TF_CACHE_TIME, ScaleMessages
 from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.settings import ScaleSettings
 
@@ -47,7 +47,7 @@ class BagFrames:
         self.unreadable: list[str] = []
         self._path = path
         self._odom_frame = odom_frame
-        self._tree = TransformTree(LARGEST_GAP, 0.0, MEMORY)
+        self._tree = TransformTree(MAX_TF_GAP, 0.0, TF_CACHE_TIME)
         self._scale: ScaleMessages | None = None
         self._warned: set[str] = set()
         with Bag(path) as bag:

@@ -23,8 +23,8 @@ from vggt_ros.io.message_types import ImageMessage, OdometryMessage
 from vggt_ros.mapping.metric_scale import DepthScale, MotionScale, ScaleSource
 from vggt_ros.settings import ScaleSettings
 
-LARGEST_GAP = 0.5  # s between two poses that are interpolated
-MEMORY = 60.0  # s of poses that are kept: a window on a slow device takes that long
+MAX_TF_GAP = 0.5  # s between two poses that are interpolated
+TF_CACHE_TIME = 60.0  # s of poses that are kept: a window on a slow device takes that long
 _DEPTH_IMAGES = 60  # kept undecoded: 2 s of a camera, 70 MB of 640x480 floats
 _SYNC_SLOP_NS = 20_000_000  # between an image and its depth image
 
@@ -52,7 +52,7 @@ class ScaleMessages:
         self._fixed_frame = fixed_frame
         self._tf = tf
         self._report_fault = report_fault
-        self._odometry = TransformTree(LARGEST_GAP, max_extrapolation=0.0, cache_time=MEMORY)
+        self._odometry = TransformTree(MAX_TF_GAP, max_extrapolation=0.0, cache_time=TF_CACHE_TIME)
         self._odometry_frames: tuple[str, str] | None = None  # fixed frame, robot frame
         self._depth: deque[tuple[int, ImageMessage]] = deque(maxlen=_DEPTH_IMAGES)
 

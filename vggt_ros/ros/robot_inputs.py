@@ -20,7 +20,7 @@ from vggt_ros.geometry.poses import pose_from_message
 from vggt_ros.geometry.transform_tree import TransformTree
 from vggt_ros.io import names
 from vggt_ros.io.message_reading import ns_from_time
-from vggt_ros.io.scale_messages import LARGEST_GAP, MEMORY, ScaleMessages
+from vggt_ros.io.scale_messages import MAX_TF_GAP, TF_CACHE_TIME, ScaleMessages
 from vggt_ros.mapping.metric_scale import ScaleSource
 from vggt_ros.ros.faults import Faults
 from vggt_ros.ros.parameters import NodeSettings
@@ -36,7 +36,7 @@ class RobotFrames:
 
     def __init__(self, node: Node) -> None:
         """Prepare; `start` subscribes."""
-        self.tree = TransformTree(LARGEST_GAP, max_extrapolation=0.0, cache_time=MEMORY)
+        self.tree = TransformTree(MAX_TF_GAP, max_extrapolation=0.0, cache_time=TF_CACHE_TIME)
         # Child and stamp of transforms that this node published and will receive, oldest first.
         self._own: dict[tuple[str, int], None] = {}
         self._lock = threading.Lock()
