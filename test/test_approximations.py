@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that are faster and less exact: off by default, and they do what they say."""
+"""Settings that trade exactness for speed: off by default, with the documented effect."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def depth_of(network: VGGTNetwork) -> torch.Tensor:
     return depth
 
 
-def change(network: VGGTNetwork) -> float:
+def relative_change(network: VGGTNetwork) -> float:
     plain = depth_of(load())
     return float((depth_of(network) / plain - 1).abs().median())
 
 
 def test_nothing_is_approximated_by_default() -> None:
     assert (ModelSettings().int8, ModelSettings().frame_only_blocks) == ('off', 0)
-    assert change(load()) == 0
+    assert relative_change(load()) == 0
 
 
-def test_frames_of_which_every_round_is_alone_do_not_know_of_each_other() -> None:
+def test_without_global_attention_frames_are_independent() -> None:
     network = load(frame_only_blocks=4)
     depth = depth_of(network)
     other = depth_of_changed_last(network)
@@ -51,17 +51,17 @@ def test_frames_of_which_every_round_is_alone_do_not_know_of_each_other() -> Non
 
 
 def depth_of_changed_last(network: VGGTNetwork) -> torch.Tensor:
-    images = BATCH.images.clone()
+    images = BATCH.stack(torch.device('cpu')).clone()
     images[-1] = 1 - images[-1]
     depth = network.predict(images[None], HEADS).depth
     assert depth is not None
     return depth
 
 
-def test_frame_rounds_save_operations() -> None:
+def test_frame_only_blocks_save_operations() -> None:
     counts = []
-    for rounds in (0, 2):
-        network = load(frame_only_blocks=rounds)
+    for blocks in (0, 2):
+        network = load(frame_only_blocks=blocks)
         network.model.requires_grad_(False)
         use_attention(network.model, eager_attention)  # torch does not count the fused one
         with FlopCounterMode(display=False) as counter:
@@ -70,25 +70,25 @@ def test_frame_rounds_save_operations() -> None:
     assert counts[1] < counts[0]
 
 
-def test_more_frame_rounds_than_there_are_rounds_are_refused() -> None:
+def test_more_frame_only_blocks_than_blocks_are_rejected() -> None:
     with pytest.raises(ValueError, match='frame_only_blocks is 5, expected at most 4'):
         load(frame_only_blocks=5)
 
 
-@pytest.mark.parametrize('way', ['weights', 'dynamic'])
-def test_int8_weights_are_small_and_near(way: str) -> None:
+@pytest.mark.parametrize('mode', ['weights', 'dynamic'])
+def test_int8_weights_change_depth_little(mode: str) -> None:
     pytest.importorskip('torchao', reason="needs torchao: pip install 'vggt_ros[int8]'")
-    network = load(int8=way)
+    network = load(int8=mode)
     linear = network.model.aggregator.frame_blocks[0].mlp.fc1
     assert not torch.equal(linear.weight.dequantize(), load_weight())
-    assert 0 < change(network) < 0.01
+    assert 0 < relative_change(network) < 0.01
 
 
 def load_weight() -> torch.Tensor:
     return load().model.aggregator.frame_blocks[0].mlp.fc1.weight
 
 
-def test_int8_without_torchao_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_without_torchao_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'torchao.quantization', None)
     with pytest.raises(ValueError, match="int8 is 'weights', which needs torchao: pip install"):
         load(int8='weights')
@@ -99,5 +99,5 @@ def test_losses_are_measured_on_the_same_windows(capsys: pytest.CaptureFixture) 
     rows = capsys.readouterr().out.splitlines()
     exact = next(row for row in rows if row.startswith('| exact |')).split('|')
     assert float(exact[5]) == 0 and float(exact[6]) == 1
-    rounds = next(row for row in rows if row.startswith('| frame_only_blocks: 2 |')).split('|')
-    assert float(rounds[5]) > 0
+    frame_only = next(row for row in rows if row.startswith('| frame_only_blocks: 2 |')).split('|')
+    assert float(frame_only[5]) > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network that comes with the package: written, checked, loaded."""
+"""The network included in the package: written, checked, loaded."""
 
 import json
 import re
@@ -30,15 +30,12 @@ def folder(tiny, tmp_path):
     return tmp_path / 'weights'
 
 
-def test_what_is_written_is_what_runs(tiny, folder, monkeypatch, caplog):
+def test_written_weights_predict_as_the_model(tiny, folder):
     path, about = find_embedded(folder)
     assert about.image_width == 84 and about.licence == 'Apache-2.0'
+    assert about.trained_on == 'nothing at all'
     assert path.stat().st_size < 2.2 * sum(p.numel() for p in tiny.parameters())  # float16
-    monkeypatch.setattr(embedded.find_embedded, '__defaults__', (folder,))
-    caplog.set_level('INFO')
-    network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
-    assert network.image_width == 84 and network.trained
-    assert 'nothing at all' in network.name and network.name in caplog.text
+    network = load_network(ModelSettings(checkpoint=str(path), device='cpu'))
     images = torch.rand(1, 2, 3, 56, 84)
     with torch.no_grad():
         expected = tiny(images, heads=('camera',)).pose_encodings[-1]
@@ -46,7 +43,15 @@ def test_what_is_written_is_what_runs(tiny, folder, monkeypatch, caplog):
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
 
 
-def test_damage_is_found(folder):
+def test_the_embedded_network_is_described_by_its_folder(caplog):
+    caplog.set_level('INFO')
+    network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
+    _, about = find_embedded()
+    assert network.image_width == about.image_width and network.trained
+    assert about.trained_on in network.name and network.name in caplog.text
+
+
+def test_corruption_is_detected(folder):
     path = folder / embedded.WEIGHTS
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1
@@ -58,13 +63,13 @@ def test_damage_is_found(folder):
         find_embedded(folder)
 
 
-def test_facts_that_are_not_understood_are_refused(folder):
+def test_an_invalid_description_is_rejected(folder):
     (folder / embedded.ABOUT).write_text(json.dumps({'colour': 'red'}))
     with pytest.raises(CheckpointError, match='cannot be read'):
         find_embedded(folder)
 
 
-def test_weights_beyond_float16_are_refused(tiny, tmp_path):
+def test_weights_beyond_float16_are_rejected(tiny, tmp_path):
     with torch.no_grad():
         tiny.camera_head.trunk_norm.weight[0] = 1e6
     with pytest.raises(ValueError, match=r'trunk_norm.*outside the range of float16'):
@@ -72,14 +77,14 @@ def test_weights_beyond_float16_are_refused(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_too_large_are_refused(tiny, tmp_path, monkeypatch):
+def test_weights_that_are_too_large_are_rejected(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, 'MAX_BYTES', 1000)
     with pytest.raises(ValueError, match='at most 1000'):
         write_embedded(tiny, 84, '', '', tmp_path)
 
 
-def test_the_weights_of_the_package_are_whole_and_know_a_room():
-    """Untrained weights are off by the mean depth; a moderate bound tells trained ones."""
+def test_the_weights_of_the_package_are_trained():
+    """Untrained weights have the error of a constant depth; a moderate bound detects training."""
     path, about = find_embedded()
     assert path.stat().st_size < embedded.MAX_BYTES
     network = load_network(ModelSettings(checkpoint='embedded', device='cpu'))
@@ -90,7 +95,7 @@ def test_the_weights_of_the_package_are_whole_and_know_a_room():
     assert ours['rotation_median_deg'] < found['baselines']['mean_motion']['rotation_median_deg']
 
 
-def test_the_command_makes_the_folder_of_a_checkpoint(tiny, tmp_path, capsys):
+def test_the_command_converts_a_checkpoint(tiny, tmp_path, capsys):
     torch.save({'model': tiny.state_dict()}, tmp_path / 'best.pt')
     (tmp_path / 'config.json').write_text(json.dumps(tiny.config.to_dict()))
     folder = tmp_path / 'made'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses, their gradients and a whole training step are those of the reference."""
+"""Losses, their gradients and a training step equal the reference."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def assert_losses(found, golden):
 
 
 @needs_golden
-def test_the_truth_is_normalised_as_the_reference_does_it():
+def test_the_ground_truth_is_normalised_as_in_the_reference():
     tensors = load_file(GOLDEN / 'losses' / 'losses.safetensors')
     truth, _ = normalise_scale(truth_of(tensors, 'raw.'))
     for found, name in (
@@ -94,7 +94,7 @@ def test_the_truth_is_normalised_as_the_reference_does_it():
 
 @needs_golden
 @pytest.mark.parametrize('name', ['default_yaml', 'with_point_normal', 'l2_and_conf_gradients'])
-def test_losses_and_gradients_are_those_of_the_reference(name):
+def test_losses_and_gradients_equal_the_reference(name):
     tensors = load_file(GOLDEN / 'losses' / 'losses.safetensors')
     golden = json.loads((GOLDEN / 'losses' / 'losses.json').read_text())[name]
     leaves = {
@@ -120,7 +120,7 @@ def test_losses_and_gradients_are_those_of_the_reference(name):
 
 
 @needs_golden
-def test_a_training_step_has_the_gradients_of_the_reference():
+def test_gradients_of_a_training_step_equal_the_reference():
     batch = load_file(GOLDEN / 'train_step' / 'batch.safetensors')
     golden = json.loads((GOLDEN / 'train_step' / 'train_step.json').read_text())
     model = build_case(GOLDEN / 'pubD').train()
@@ -165,7 +165,7 @@ def scene(seed=0, scenes=2, frames=3, height=28, width=42, tracks=5):
     )
 
 
-def perfect(truth):
+def perfect_prediction(truth):
     return Prediction(
         pose_encodings=[truth.pose_encodings()] * 2,
         depth=truth.depth,
@@ -180,16 +180,16 @@ def perfect(truth):
 
 
 @pytest.mark.parametrize('norm', ['l1', 'l2', 'huber'])
-def test_the_truth_itself_costs_nothing(norm):
+def test_the_loss_of_the_ground_truth_is_zero(norm):
     truth, _ = normalise_scale(scene())
     settings = LossSettings(
         CameraLoss(norm=norm), DenseLoss(), DenseLoss(shape='normal'), TrackLoss()
     )
-    losses = compute_losses(perfect(truth), truth, settings)
+    losses = compute_losses(perfect_prediction(truth), truth, settings)
     assert float(losses['total']) == pytest.approx(0, abs=1e-5)
 
 
-def test_the_unit_of_a_scene_does_not_matter():
+def test_the_scale_of_a_scene_does_not_matter():
     small = scene()
     large = GroundTruth(
         camera_from_world=torch.cat(
@@ -208,25 +208,25 @@ def test_the_unit_of_a_scene_does_not_matter():
     assert torch.equal(one.camera_from_world[:, 0], torch.eye(3, 4).expand(2, 3, 4))
 
 
-def test_pixels_without_truth_cost_nothing():
+def test_invalid_pixels_do_not_count():
     truth, _ = normalise_scale(scene())
-    prediction = perfect(truth)
-    wild = torch.where(truth.valid, prediction.depth, 1e6)
-    changed = Prediction(depth=wild, depth_confidence=prediction.depth_confidence)
+    prediction = perfect_prediction(truth)
+    depth = torch.where(truth.valid, prediction.depth, 1e6)
+    changed = Prediction(depth=depth, depth_confidence=prediction.depth_confidence)
     losses = compute_losses(changed, truth, LossSettings(camera=None))
     assert float(losses['total']) == pytest.approx(0, abs=1e-5)
 
 
-def test_values_that_are_no_numbers_do_not_spoil_the_loss():
+def test_nan_in_the_ground_truth_is_ignored():
     truth, _ = normalise_scale(scene())
     depth = truth.depth.clone()
     depth[0, 0, 0, 0] = float('nan')
     prediction = Prediction(depth=depth, depth_confidence=torch.ones_like(depth))
-    how = LossSettings(camera=None, depth=DenseLoss(shape=''))
-    assert compute_losses(prediction, truth, how)['total'].isfinite()
+    settings = LossSettings(camera=None, depth=DenseLoss(shape=''))
+    assert compute_losses(prediction, truth, settings)['total'].isfinite()
 
 
-def test_tracks_that_are_not_seen_do_not_count():
+def test_invisible_tracks_do_not_count():
     truth, _ = normalise_scale(scene())
     far = torch.where(truth.visible[..., None], truth.tracks, truth.tracks + 50)
     prediction = Prediction(
@@ -243,13 +243,13 @@ def test_later_refinements_weigh_more():
     truth, _ = normalise_scale(scene())
     good = truth.pose_encodings()
     bad = good + 0.1
-    how = LossSettings(depth=None)
-    early = compute_losses(Prediction(pose_encodings=[bad, good]), truth, how)['camera']
-    late = compute_losses(Prediction(pose_encodings=[good, bad]), truth, how)['camera']
+    settings = LossSettings(depth=None)
+    early = compute_losses(Prediction(pose_encodings=[bad, good]), truth, settings)['camera']
+    late = compute_losses(Prediction(pose_encodings=[good, bad]), truth, settings)['camera']
     assert float(early) == pytest.approx(0.6 * float(late))
 
 
-def test_a_prediction_without_any_trained_head_is_refused():
+def test_a_prediction_without_a_trained_head_is_rejected():
     truth, _ = normalise_scale(scene())
     with pytest.raises(ValueError, match='nothing to train'):
         compute_losses(Prediction(), truth, LossSettings())

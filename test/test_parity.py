@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network gives the reference's numbers: two small cases always, all where they are at hand.
+"""
+The network equals the reference: on two small cases, and on all others where available.
 
-Expected outputs come from the reference in float32 with weights drawn from the key names, so no
+Golden outputs come from the reference in float32 with weights seeded by the key names, so no
 weights are stored. `shared/vggt` beside the repository holds more cases, with intermediates.
 """
 
@@ -31,26 +32,26 @@ SHARED_CASES = sorted((SHARED / 'golden_public').glob('pub*'))
 needs_shared = pytest.mark.skipif(not SHARED_CASES, reason='no ../shared/vggt with golden cases')
 
 
-def report_beyond_limit(deviations):
+def exceeding(deviations):
     return [f'{d.name} {d.error:.1e} > {d.limit:.0e}' for d in deviations if not d.passed]
 
 
 @pytest.mark.parametrize('folder', OWN_CASES, ids=lambda folder: folder.name)
-def test_outputs_are_those_of_the_reference(folder):
+def test_outputs_equal_the_reference(folder):
     deviations = check_case(folder)
     assert len(deviations) == 24
-    assert report_beyond_limit(deviations) == []
+    assert exceeding(deviations) == []
 
 
 @needs_shared
 @pytest.mark.parametrize('folder', SHARED_CASES, ids=lambda folder: folder.name)
-def test_every_intermediate_is_that_of_the_reference(folder):
+def test_every_intermediate_equals_the_reference(folder):
     deviations = check_case(folder)
     assert len(deviations) > 80
-    assert report_beyond_limit(deviations) == []
+    assert exceeding(deviations) == []
 
 
-def test_a_wrong_norm_epsilon_would_be_noticed():
+def test_a_wrong_norm_epsilon_is_detected():
     folder = HERE / 'golden' / 'pubE'
     model = build_case(folder)
     model.aggregator.patch_embed.norm.eps = 1e-5
@@ -71,7 +72,7 @@ def test_deviation_is_infinite_for_other_shapes_and_for_values_that_are_not_fini
     )
 
 
-def test_full_size_has_exactly_the_keys_and_shapes_of_the_released_checkpoint():
+def test_full_size_has_the_keys_and_shapes_of_the_released_checkpoint():
     with torch.device('meta'):
         model = VGGT(VGGTConfig.vggt_1b())
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
@@ -86,7 +87,7 @@ def test_full_size_has_exactly_the_keys_and_shapes_of_the_released_checkpoint():
     assert digest == 'e9afc54aaa0fa1234409f27a90673297f5ad3d9014ea61d5e30a7d4e623de167'
 
 
-def test_recipe_draws_the_same_bits_everywhere():
+def test_recipe_weights_are_the_same_on_every_machine():
     assert uniform_from_name('images', (2, 2), 'x').tolist() == [
         [0.16199523210525513, 0.5587193369865417],
         [0.338742733001709, 0.08839666843414307],
@@ -95,16 +96,16 @@ def test_recipe_draws_the_same_bits_everywhere():
 
 
 @needs_shared
-def test_recipe_weights_are_the_stored_ones():
+def test_recipe_weights_equal_the_stored_ones():
     case = SHARED / 'golden_public' / 'pubA'
     stored = load_file(case / 'weights.safetensors')
-    drawn = build_case(case).state_dict()
-    assert stored.keys() == drawn.keys()
-    assert all(torch.equal(stored[key], drawn[key]) for key in stored)
+    computed = build_case(case).state_dict()
+    assert stored.keys() == computed.keys()
+    assert all(torch.equal(stored[key], computed[key]) for key in stored)
 
 
 @needs_shared
-def test_rope_table_is_that_of_the_reference_without_autocast():
+def test_rope_table_equals_the_reference_without_autocast():
     golden = load_file(SHARED / 'golden_public' / 'rope_tables_dim32_len38.safetensors')
     positions = torch.arange(38)[:, None].expand(-1, 2)
     cos, sin = rope_table(positions, head_dim=64, base=100)
@@ -113,7 +114,7 @@ def test_rope_table_is_that_of_the_reference_without_autocast():
         assert relative_deviation(golden['sin_fp32'], sin[:, axis].repeat(1, 2)) < 1e-6
 
 
-def test_patches_count_from_one_and_special_tokens_sit_at_the_origin():
+def test_patch_positions_start_at_one_and_special_tokens_are_at_the_origin():
     positions = patch_positions(2, 3, 5, torch.device('cpu'))
     assert positions[:5].abs().sum() == 0
     assert positions[5:].tolist() == [[1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
@@ -121,7 +122,7 @@ def test_patches_count_from_one_and_special_tokens_sit_at_the_origin():
 
 @needs_shared
 @pytest.mark.parametrize('case', ['pubA', 'pubC'])
-def test_bfloat16_weights_give_the_reference_under_autocast_within_a_percent(case):
+def test_bfloat16_weights_equal_the_reference_under_autocast_within_3_percent(case):
     folder = SHARED / 'golden_public' / case
     model = build_case(folder)
     cast_linear_weights(model, torch.bfloat16)

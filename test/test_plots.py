@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's picture and table."""
+"""The demo's figure and table of topics."""
 
 import dataclasses
 import math
@@ -32,36 +32,36 @@ def run():
     )
 
 
-def drawn(run, folder):
-    draw_run(run, folder / 'picture.png')
-    return cv2.imread(str(folder / 'picture.png'))
+def draw(run, folder):
+    draw_run(run, folder / 'figure.png')
+    return cv2.imread(str(folder / 'figure.png'))
 
 
 @pytest.fixture(scope='module')
-def picture(run, tmp_path_factory):
-    return drawn(run, tmp_path_factory.mktemp('plain'))
+def plain_figure(run, tmp_path_factory):
+    return draw(run, tmp_path_factory.mktemp('plain'))
 
 
-def test_the_warning_is_seen(run, picture, tmp_path):
-    def red(picture):
-        return int(((picture[..., 2] > 180) & (picture[..., :2].max(-1) < 20)).sum())
+def test_the_warning_is_visible(run, plain_figure, tmp_path):
+    def red_pixels(image):
+        return int(((image[..., 2] > 180) & (image[..., :2].max(-1) < 20)).sum())
 
-    warned = red(drawn(dataclasses.replace(run, warning='not a reconstruction'), tmp_path))
-    assert warned > red(picture) + 2000
+    warned = red_pixels(draw(dataclasses.replace(run, warning='not a reconstruction'), tmp_path))
+    assert warned > red_pixels(plain_figure) + 2000
 
 
-def test_a_run_without_truth_trusted_depth_or_points_is_drawn_too(run, picture, tmp_path):
-    poor = dataclasses.replace(
+def test_a_run_without_truth_valid_depth_or_points_is_drawn(run, plain_figure, tmp_path):
+    empty = dataclasses.replace(
         run,
         truth=None,
         depth=np.full((24, 32), np.nan),
         cloud=np.zeros((0, 3)),
         cloud_colours=np.zeros((0, 3), np.uint8),
     )
-    assert drawn(poor, tmp_path).shape == picture.shape
+    assert draw(empty, tmp_path).shape == plain_figure.shape
 
 
-def test_rate_and_latency_are_those_of_the_messages():
+def test_rate_and_latency_are_computed_from_the_messages():
     timing = TopicTiming()
     for i in range(11):
         timing.add(arrival_ns=i * 100_000_000 + 30_000_000, stamp_ns=i * 100_000_000)
@@ -70,7 +70,7 @@ def test_rate_and_latency_are_those_of_the_messages():
     assert math.isnan(TopicTiming().rate) and math.isnan(TopicTiming().latency_ms(95))
 
 
-def test_the_table_has_a_row_for_each_topic_even_a_silent_one():
+def test_the_table_has_a_row_for_each_topic_even_without_messages():
     busy = TopicTiming()
     busy.add(2_000_000, 1_000_000)
     rows = timing_table({'/busy': busy, '/silent/topic': TopicTiming()}).splitlines()

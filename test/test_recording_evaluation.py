@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording mapped and compared with its truth."""
+"""A recording is mapped and compared with its ground truth."""
 
 import math
 
@@ -33,19 +33,19 @@ SETTINGS = Settings.from_flat({'window_size': 6, 'window_stride': 4, 'min_parall
 
 
 class RoomRecording:
-    """What a camera sees of a room, as a recording."""
+    """Rendered images of a room, as a recording."""
 
     name = 'room'
 
-    def __init__(self):
-        self.poses = smooth_trajectory(FRAMES, seed=3)
-        matrices = MATRIX.expand(FRAMES, 3, 3)
+    def __init__(self, frames=FRAMES):
+        self.poses = smooth_trajectory(frames, seed=3)
+        matrices = MATRIX.expand(frames, 3, 3)
         self.images, self.depth = render(
             SyntheticScene.room(5), self.poses, matrices, HEIGHT, WIDTH
         )
 
     def __len__(self):
-        return FRAMES
+        return len(self.poses)
 
     def frame(self, index):
         return RgbdFrame(
@@ -57,10 +57,10 @@ class RoomRecording:
         )
 
 
-class Knowing:
-    """A network that knows the recording, in a unit of its own that grows with each window."""
+class ExactNetwork:
+    """The recording's ground truth in a scale that grows with each window."""
 
-    name, trained, device, precision, image_width = 'knowing', True, 'cpu', 'float32', WIDTH
+    name, trained, device, precision, image_width = 'exact', True, 'cpu', 'float32', WIDTH
     tracks_trained = False
 
     def __init__(self, recording, growth=0.0):
@@ -69,18 +69,18 @@ class Knowing:
     def prepare(self, settings):
         return settings
 
-    def __call__(self, batch, heads):  # noqa: ARG002 - what a network is asked for
+    def __call__(self, batch, heads):  # noqa: ARG002 - the protocol of a network
         dense = [round((batch.frames[i].stamp_ns * 1e-9 - 5) * 10) for i in batch.depth_indices]
-        numbers = [round((frame.stamp_ns * 1e-9 - 5) * 10) for frame in batch.frames]
-        unit = 0.5 * (1 + self.growth * batch.window_id)
-        poses = self.recording.poses[numbers].double()
+        indices = [round((frame.stamp_ns * 1e-9 - 5) * 10) for frame in batch.frames]
+        scale = 0.5 * (1 + self.growth * batch.window_id)
+        poses = self.recording.poses[indices].double()
         poses = torch.linalg.inv(poses[0]) @ poses
-        poses[:, :3, 3] *= unit
-        matrices = MATRIX.double().expand(len(numbers), 3, 3)
+        poses[:, :3, 3] *= scale
+        matrices = MATRIX.double().expand(len(indices), 3, 3)
         encodings = encode_pose(invert_rigid(poses), matrices, HEIGHT, WIDTH)
         return Prediction(
             pose_encodings=[encodings[None]],
-            depth=unit * self.recording.depth[dense][None],
+            depth=scale * self.recording.depth[dense][None],
             depth_confidence=torch.full((1, len(dense), HEIGHT, WIDTH), 2.0),
         )
 
@@ -90,16 +90,16 @@ def recording():
     return RoomRecording()
 
 
-def test_what_knows_the_truth_makes_no_error(recording):
-    way = evaluate_recording(Knowing(recording, growth=0.1), recording, SETTINGS)
-    found = way.metrics
-    assert (found['maps'], found['frames']) == (1, FRAMES)
-    assert found['ate_percent'] < 0.01 and found['rotation_deg'] < 0.05
-    assert found['rpe_m'] < 1e-4 and found['rpe_deg'] < 0.05
-    # The distance between neighbouring samples of two clouds that are the same surface.
-    assert found['cloud_accuracy_m'] < 0.03 and found['cloud_completeness_m'] < 0.03
-    assert found['absrel'] < 1e-3 and found['delta1'] == 1
-    assert found['scale_drift_percent'] < 0.1  # the registration takes the growth out
+def test_an_exact_network_has_no_errors(recording):
+    evaluation = evaluate_recording(ExactNetwork(recording, growth=0.1), recording, SETTINGS)
+    metrics = evaluation.metrics
+    assert (metrics['maps'], metrics['frames']) == (1, FRAMES)
+    assert metrics['ate_percent'] < 0.01 and metrics['rotation_deg'] < 0.05
+    assert metrics['rpe_m'] < 1e-4 and metrics['rpe_deg'] < 0.05
+    # Neighbouring samples of the same surface are this far apart.
+    assert metrics['cloud_accuracy_m'] < 0.03 and metrics['cloud_completeness_m'] < 0.03
+    assert metrics['absrel'] < 1e-3 and metrics['delta1'] == 1
+    assert metrics['scale_drift_percent'] < 0.1  # the registration compensates the growth
 
 
 def test_clouds_are_compared_in_both_directions():
@@ -109,14 +109,14 @@ def test_clouds_are_compared_in_both_directions():
     )
 
 
-def test_every_other_frame_and_no_more_than_asked(recording):
-    way = evaluate_recording(Knowing(recording), recording, SETTINGS, step=2, frames=6)
-    assert way.stamps == pytest.approx(5 + 0.2 * np.arange(6))
+def test_step_and_number_of_frames_are_respected(recording):
+    evaluation = evaluate_recording(ExactNetwork(recording), recording, SETTINGS, step=2, frames=6)
+    assert evaluation.stamps == pytest.approx(5 + 0.2 * np.arange(6))
 
 
-def test_a_recording_that_is_too_short_is_refused(recording):
+def test_a_recording_shorter_than_a_window_is_rejected(recording):
     with pytest.raises(ValueError, match='room: there is no map'):
-        evaluate_recording(Knowing(recording), recording, SETTINGS, frames=3)
+        evaluate_recording(ExactNetwork(recording), recording, SETTINGS, frames=3)
 
 
 def test_saved_trajectories_are_read_by_others(recording, tmp_path):
@@ -127,13 +127,15 @@ def test_saved_trajectories_are_read_by_others(recording, tmp_path):
     truth = file_interface.read_tum_trajectory_file(tmp_path / 'truth.tum')
     assert truth.timestamps == pytest.approx(5 + np.arange(FRAMES) / 10)
     assert np.allclose(truth.poses_se3, recording.poses, atol=1e-6)
+    estimate = file_interface.read_tum_trajectory_file(output / 'estimate.tum')
+    assert estimate.timestamps == pytest.approx(truth.timestamps)
 
 
-def test_errors_are_those_of_evo(tmp_path):
+def test_errors_equal_those_of_evo(tmp_path):
     random = np.random.default_rng(0)
     truth = smooth_trajectory(50, seed=1).double().numpy()
-    turns = nearest_rotation(torch.from_numpy(truth[:, :3, :3]))  # they were single precision
-    truth[:, :3, :3] = turns.numpy()
+    # from single precision
+    truth[:, :3, :3] = nearest_rotation(torch.from_numpy(truth[:, :3, :3])).numpy()
     estimate = truth.copy()
     quaternions = np.concatenate([0.05 * random.normal(size=(50, 3)), np.ones((50, 1))], axis=1)
     estimate[:, :3, :3] @= matrix_from_quaternion(torch.from_numpy(quaternions)).numpy()
@@ -149,11 +151,11 @@ def test_errors_are_those_of_evo(tmp_path):
     errors = compare_trajectories(truth, estimate)
     rms = absolute.get_statistic(StatisticsType.rmse)
     assert errors.position_rms == pytest.approx(rms, abs=1e-9)
-    fitted = errors.truth_from_estimate.transform_poses(estimate)
-    moved, turned = relative_pose_errors(truth, fitted)
+    aligned = errors.truth_from_estimate.transform_poses(estimate)
+    translations, rotations = relative_pose_errors(truth, aligned)
     for ours, relation in (
-        (moved, PoseRelation.translation_part),
-        (turned, PoseRelation.rotation_angle_rad),
+        (translations, PoseRelation.translation_part),
+        (rotations, PoseRelation.rotation_angle_rad),
     ):
         relative = RPE(relation, delta=1, delta_unit=Unit.frames)
         relative.process_data(pair)

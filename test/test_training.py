@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop on the smallest network: it learns, resumes to the bit, and shares work."""
+"""Training the smallest network: it learns, resumes to the bit, and runs in several processes."""
 
 import csv
 import multiprocessing
@@ -25,7 +25,7 @@ from vggt_ros.lab.training.trainer import Trainer
 from vggt_ros.model import VGGT, VGGTConfig, load_checkpoint
 
 HEIGHT, WIDTH = 28, 42
-SOURCE = SyntheticDataset('train', 0, HEIGHT, WIDTH, queries=4)
+DATASET = SyntheticDataset('train', 0, HEIGHT, WIDTH, queries=4)
 MATCHING = MatchingLoss(blocks=(1,))
 SETTINGS = TrainSettings(
     windows=16, batch=4, frames=(2, 3), validate_every=8, validation_windows=4, matching=MATCHING
@@ -52,19 +52,19 @@ def assert_same(found, expected):
     assert not wrong
 
 
-class OneSample:
-    """The same windows again and again."""
+class OneBatch:
+    """A dataset that always returns the same windows."""
 
     def __init__(self, count, frames):
-        self.sample = SOURCE.batch(0, count, frames)
+        self.windows = DATASET.batch(0, count, frames)
 
-    def windows(self, first, count, frames):  # noqa: ARG002 - what a source is asked for
-        return self.sample
+    def batch(self, first, count, frames):  # noqa: ARG002 - the protocol of a dataset
+        return self.windows
 
 
-def test_it_learns_windows_by_heart():
+def test_it_overfits_a_few_windows():
     windows, steps = 8, 300
-    source = OneSample(windows, 2)
+    dataset = OneBatch(windows, 2)
     settings = TrainSettings(
         windows=windows * steps,
         batch=windows,
@@ -77,24 +77,24 @@ def test_it_learns_windows_by_heart():
         matching=MATCHING,
         validation_windows=windows,
     )
-    trainer = Trainer(new_model(), source, settings)
+    trainer = Trainer(new_model(), dataset, settings)
     first = trainer.step()
     for _ in range(steps - 1):
         trainer.step()
-    last = trainer.validate(source)
-    told = {name: last[name] / first[name] for name in ('camera', 'depth_error', 'matching')}
-    # Matching cannot vanish: a point between patches has several right answers.
-    assert told['camera'] < 0.1 and told['depth_error'] < 0.2 and told['matching'] < 0.3, told
+    last = trainer.validate(dataset)
+    ratio = {name: last[name] / first[name] for name in ('camera', 'depth_error', 'matching')}
+    # Matching cannot vanish: a point between patches matches several.
+    assert ratio['camera'] < 0.1 and ratio['depth_error'] < 0.2 and ratio['matching'] < 0.3, ratio
     assert last['matching_first'] > 0.9
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
-    validation = replace(SOURCE, split='validation')
-    whole = Trainer(new_model(), SOURCE, SETTINGS)
+    validation = replace(DATASET, split='validation')
+    whole = Trainer(new_model(), DATASET, SETTINGS)
     train(whole, validation, tmp_path / 'whole')
-    train(Trainer(new_model(), SOURCE, SETTINGS), validation, tmp_path / 'parts', until=8)
-    torch.manual_seed(5)  # what the first half began with must not matter
-    second = Trainer(VGGT(VGGTConfig.tiny()), SOURCE, SETTINGS)
+    train(Trainer(new_model(), DATASET, SETTINGS), validation, tmp_path / 'parts', until=8)
+    torch.manual_seed(5)  # the initial weights of the second half must not matter
+    second = Trainer(VGGT(VGGTConfig.tiny()), DATASET, SETTINGS)
     train(second, validation, tmp_path / 'parts')
     assert second.windows_seen == whole.windows_seen == 16
     assert_same(weights_of(second), weights_of(whole))
@@ -107,20 +107,20 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     load_checkpoint(loaded, tmp_path / 'whole' / 'best.pt')
 
 
-def test_parts_of_a_batch_add_up_to_it():
+def test_accumulated_parts_equal_the_whole_batch():
     settings = replace(SETTINGS, precision='float32', matching=None)
-    whole = Trainer(new_model(), SOURCE, settings)
-    parts = Trainer(new_model(), SOURCE, replace(settings, accumulate=2))
+    whole = Trainer(new_model(), DATASET, settings)
+    parts = Trainer(new_model(), DATASET, replace(settings, accumulate=2))
     a, b = whole.step(), parts.step()
-    # Each part is a mean over its own valid pixels, of which all have the same number.
+    # Each part is a mean over its own valid pixels; all have nearly the same number.
     assert b['camera'] == pytest.approx(a['camera'], rel=1e-4)
     assert b['depth_error'] == pytest.approx(a['depth_error'], rel=0.05)
 
 
 def test_recomputed_blocks_give_the_same_gradients():
     settings = replace(SETTINGS, precision='float32')
-    plain = Trainer(new_model(), SOURCE, settings)
-    saving = Trainer(new_model(), SOURCE, replace(settings, recompute=True))
+    plain = Trainer(new_model(), DATASET, settings)
+    saving = Trainer(new_model(), DATASET, replace(settings, recompute=True))
     for trainer in (plain, saving):
         trainer.step()
     for (name, one), other in zip(plain.model.named_parameters(), saving.model.parameters()):
@@ -128,48 +128,48 @@ def test_recomputed_blocks_give_the_same_gradients():
             torch.testing.assert_close(other.grad, one.grad, msg=name, atol=1e-6, rtol=1e-4)
 
 
-def test_heads_take_turns():
+def test_the_head_schedule_alternates_heads():
     schedule = (('camera',), ('camera', 'depth'))
-    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, head_schedule=schedule, frames=(2,)))
+    trainer = Trainer(new_model(), DATASET, replace(SETTINGS, head_schedule=schedule, frames=(2,)))
     before = [parameter.clone() for parameter in trainer.parts['depth_head']]
-    told = trainer.step()
-    assert 'gradient_camera_head' in told and 'gradient_depth_head' not in told
+    losses = trainer.step()
+    assert 'gradient_camera_head' in losses and 'gradient_depth_head' not in losses
     for parameter, old in zip(trainer.parts['depth_head'], before):
         assert torch.equal(parameter, old)
     assert trainer.step()['gradient_depth_head'] > 0
 
 
-def test_dense_heads_are_shown_some_frames():
-    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, precision='float32', dense_frames=1))
-    sample = SOURCE.batch(0, 2, 3)
+def test_dense_heads_decode_some_frames():
+    trainer = Trainer(new_model(), DATASET, replace(SETTINGS, precision='float32', dense_frames=1))
+    batch = DATASET.batch(0, 2, 3)
     heads = ('camera', 'depth')
-    whole = trainer.losses(sample, heads)
-    one_by_one = [trainer.losses(sample, heads, first) for first in range(3)]
+    whole = trainer.losses(batch, heads)
+    one_by_one = [trainer.losses(batch, heads, first) for first in range(3)]
     assert {part['camera'].item() for part in one_by_one} == {whole['camera'].item()}
     shapes = torch.stack([part['depth_shape'] for part in one_by_one])
     assert len(set(shapes.tolist())) == 3
     torch.testing.assert_close(shapes.mean(), whole['depth_shape'])
 
 
-def test_frozen_parts_stay_and_the_others_move():
+def test_frozen_parts_are_not_trained():
     settings = replace(SETTINGS, frozen=('aggregator',), matching=None)
-    trainer = Trainer(new_model(), SOURCE, settings)
+    trainer = Trainer(new_model(), DATASET, settings)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.step()
-    moved = {
+    trained = {
         name.split('.')[0]
         for name, value in trainer.model.state_dict().items()
         if not torch.equal(value, before[name])
     }
-    assert moved == {'camera_head', 'depth_head'}  # the other heads have no loss here
+    assert trained == {'camera_head', 'depth_head'}  # the other heads have no loss here
 
 
-def test_every_part_learns_when_every_head_has_a_loss():
+def test_every_part_is_trained_when_every_head_has_a_loss():
     losses = LossSettings(points=DenseLoss(shape='normal'), tracks=TrackLoss())
     config = VGGTConfig.tiny()
-    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, losses=losses))
-    told = trainer.step()
-    assert {name for name in told if name.startswith('gradient_')} == {
+    trainer = Trainer(new_model(), DATASET, replace(SETTINGS, losses=losses))
+    step_losses = trainer.step()
+    assert {name for name in step_losses if name.startswith('gradient_')} == {
         f'gradient_{part}' for part in (*PARTS, 'flow_probe')
     }
     unused = {
@@ -180,8 +180,8 @@ def test_every_part_learns_when_every_head_has_a_loss():
     assert not unused, config
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_change():
-    trainer = Trainer(new_model(), SOURCE, SETTINGS)
+def test_a_gradient_of_nan_stops_the_run_before_the_weights_change():
+    trainer = Trainer(new_model(), DATASET, SETTINGS)
     trainer.step()
     before = {name: value.clone() for name, value in weights_of(trainer).items()}
     trainer.parts['depth_head'][0].register_hook(lambda gradient: gradient * torch.nan)
@@ -191,7 +191,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_change():
 
 
 @pytest.mark.parametrize(
-    ('wrong', 'told'),
+    ('wrong', 'message'),
     [
         ({'windows': 0}, 'windows is 0'),
         ({'batch': 5, 'accumulate': 2}, 'multiple of accumulate'),
@@ -202,19 +202,19 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_change():
         ({'precision': 'float8'}, 'float8'),
     ],
 )
-def test_settings_that_cannot_work_are_refused(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_settings_are_rejected(wrong, message):
+    with pytest.raises(ValueError, match=message):
         TrainSettings(**wrong)
 
 
-def test_a_run_that_cannot_start_says_why():
+def test_a_run_that_cannot_start_is_rejected():
     with pytest.raises(ValueError, match='matching needs blocks'):
-        Trainer(new_model(), SOURCE, replace(SETTINGS, matching=MatchingLoss(blocks=(7,))))
+        Trainer(new_model(), DATASET, replace(SETTINGS, matching=MatchingLoss(blocks=(7,))))
     with pytest.raises(ValueError, match='nothing to train'):
-        Trainer(new_model(), SOURCE, replace(SETTINGS, frozen=PARTS))
+        Trainer(new_model(), DATASET, replace(SETTINGS, frozen=PARTS))
 
 
-def test_the_learning_rate_warms_up_and_falls():
+def test_the_learning_rate_warms_up_and_decays():
     settings = TrainSettings(windows=1000, warm_up=0.1, learning_rate=2.0)
     rates = [settings.learning_rate_at(seen) for seen in (0, 50, 100, 550, 1000)]
     assert rates == pytest.approx([0.0, 1.0, 2.0, 1.0, 0.0], abs=3e-4)
@@ -229,36 +229,36 @@ def test_recipes_fit_the_small_network(name):
 # --- matching
 
 
-def test_true_places_point_at_the_same_surface():
+def test_matching_targets_are_on_the_same_surface():
     truth = SyntheticDataset('train', 1, 84, 112).batch(0, 4, 3).truth
-    places = matching_targets(truth, (6, 8))
-    assert places.shape == (4, 3, 48, 3, 48)
-    sums = places.sum(-1)
+    targets = matching_targets(truth, (6, 8))
+    assert targets.shape == (4, 3, 48, 3, 48)
+    sums = targets.sum(-1)
     assert ((sums - 1).abs() < 1e-4).logical_or(sums == 0).all()
     assert (sums[:, range(3), :, range(3)] == 0).all()
     assert 0.3 < float((sums > 0).float().sum() / (4 * 3 * 48 * 2)) < 1
-    # The weighted middle of the chosen patches lies near the point of the asking patch.
-    middles = truth.points[:, :, 7::14, 7::14].flatten(2, 3)
-    found = torch.einsum('bipjq,bjqc->bipjc', places, middles)
-    gap = (found - middles[:, :, :, None]).norm(dim=-1)
+    # The weighted mean of the target patches is near the point of the query patch.
+    centres = truth.points[:, :, 7::14, 7::14].flatten(2, 3)
+    found = torch.einsum('bipjq,bjqc->bipjc', targets, centres)
+    gap = (found - centres[:, :, :, None]).norm(dim=-1)
     assert gap[sums > 0].median() < 0.08  # the unit is the mean distance; a patch is 0.15
 
 
-def test_still_cameras_match_every_patch_with_itself():
-    sample = SOURCE.batch(0, 1, 2)
+def test_stationary_cameras_match_every_patch_with_itself():
+    truth = DATASET.batch(0, 1, 2).truth
     truth = replace(
-        sample.truth,
-        camera_from_world=sample.truth.camera_from_world[:, :1].expand(-1, 2, -1, -1),
-        depth=sample.truth.depth[:, :1].expand(-1, 2, -1, -1),
-        points=sample.truth.points[:, :1].expand(-1, 2, -1, -1, -1),
+        truth,
+        camera_from_world=truth.camera_from_world[:, :1].expand(-1, 2, -1, -1),
+        depth=truth.depth[:, :1].expand(-1, 2, -1, -1),
+        points=truth.points[:, :1].expand(-1, 2, -1, -1, -1),
     )
-    places = matching_targets(truth, (2, 3))[0, 0, :, 1]
-    # Its point is half a pixel beside the middle of the patch.
-    assert (places.diagonal() > 0.9).all()
+    targets = matching_targets(truth, (2, 3))[0, 0, :, 1]
+    # The point is half a pixel off the centre of the patch.
+    assert (targets.diagonal() > 0.9).all()
 
 
-def test_matching_loss_is_low_where_attention_is_right():
-    truth = SOURCE.batch(0, 2, 3).truth
+def test_matching_loss_is_low_for_correct_attention():
+    truth = DATASET.batch(0, 2, 3).truth
     targets = matching_targets(truth, (2, 3))
     special, patches, frames = 1, 6, 3
     settings = MatchingLoss(blocks=(0,), first_frame_head=0, any_frame_head=1)
@@ -270,24 +270,24 @@ def test_matching_loss_is_low_where_attention_is_right():
     ideal[:, 0, 1:, special:, 0, special:] = targets[:, 1:, :, 0]
     sharp = tokens**0.5 * (ideal + 1e-6).log().flatten(4, 5).flatten(2, 3)
     right = matching_loss([(sharp, keys)], targets, special, settings)
-    even = matching_loss([(0 * sharp, keys)], targets, special, settings)
-    assert float(even['matching']) == pytest.approx(torch.tensor(float(tokens)).log(), rel=1e-4)
-    assert float(even['matching_first']) < 0.3
+    uniform = matching_loss([(0 * sharp, keys)], targets, special, settings)
+    assert float(uniform['matching']) == pytest.approx(torch.tensor(float(tokens)).log(), rel=1e-4)
+    assert float(uniform['matching_first']) < 0.3
     assert float(right['matching_first']) > 0.95
     wrong = matching_loss([(sharp.roll(1, dims=2), keys)], targets, special, settings)
     assert right['matching'] < wrong['matching'] / 3
 
 
-def test_recording_changes_nothing_and_ends():
+def test_recording_attention_changes_no_result_and_ends():
     model = new_model().eval()
-    images = SOURCE.batch(0, 2, 3).images
+    images = DATASET.batch(0, 2, 3).images
     plain = model(images, heads=('camera',)).pose_encodings[-1]
-    with record_attention(model, MATCHING) as kept:
+    with record_attention(model, MATCHING) as records:
         while_recorded = model(images, heads=('camera',)).pose_encodings[-1]
     assert torch.equal(plain, while_recorded)
-    assert [tuple(q.shape) for q, _ in kept] == [(2, 2, 3 * 11, 16)]
+    assert [tuple(q.shape) for q, _ in records] == [(2, 2, 3 * 11, 16)]
     model(images, heads=('camera',))
-    assert len(kept) == 1
+    assert len(records) == 1
 
 
 # --- several processes
@@ -297,19 +297,19 @@ def run_rank(rank, port, path):
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
-    trainer = Trainer(new_model(), SOURCE, replace(SETTINGS, precision='float32', matching=None))
+    trainer = Trainer(new_model(), DATASET, replace(SETTINGS, precision='float32', matching=None))
     for _ in range(2):
         trainer.step()
-    torch.save((weights_of(trainer), trainer.validate(SOURCE)), path / f'{rank}.pt')
+    torch.save((weights_of(trainer), trainer.validate(DATASET)), path / f'{rank}.pt')
     dist.destroy_process_group()
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
+def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     start = multiprocessing.get_context('forkserver')
-    # What takes both of them longest to import, once; the optimiser imports torch._dynamo.
+    # Import once what takes longest; the optimiser imports torch._dynamo.
     start.set_forkserver_preload(['torch._dynamo', 'vggt_ros.lab.training.trainer'])
     ranks = [start.Process(target=run_rank, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in ranks:
@@ -323,10 +323,10 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert_same(one, other)
     assert found == found_by_other
     alone = Trainer(
-        new_model(), SOURCE, replace(SETTINGS, precision='float32', matching=None, accumulate=2)
+        new_model(), DATASET, replace(SETTINGS, precision='float32', matching=None, accumulate=2)
     )
     for _ in range(2):
         alone.step()
     for name, value in weights_of(alone).items():
         torch.testing.assert_close(one[name], value, msg=name, atol=1e-5, rtol=1e-3)
-    assert alone.validate(SOURCE) == pytest.approx(found, rel=0.05)
+    assert alone.validate(DATASET) == pytest.approx(found, rel=0.05)
