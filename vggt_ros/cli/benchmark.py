@@ -82,7 +82,7 @@ def main() -> None:
                         'frames': frames,
                         'stride': stride,
                         'resolution': f'{width}x{height}',
-                        'decoded': len(load.dense),
+                        'decoded': len(load.depth_frames),
                         'device': str(device),
                         'precision': str(precision).removeprefix('torch.'),
                         'predicted_memory_bytes': predict_peak(model, load, FRAMES_CHUNK_SIZE),
