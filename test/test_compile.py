@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled layers say what plain ones say, and are made before the first window."""
+"""Compiled layers give the results of eager ones, and are compiled before the first window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vggt_ros.model import VGGT, VGGTConfig
 from vggt_ros.model.prediction import HEADS
 from vggt_ros.settings import Settings
 
-# the smallest case that has every kind of layer, since each shape of each kind is compiled
+# The smallest case with every kind of layer, since each kind is compiled for each shape.
 SETTINGS = {
     'compile': True,
     'window_size': 3,
@@ -36,20 +36,24 @@ def model() -> VGGT:
 
 
 @pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler')
-def test_a_compiled_network_is_ready_after_configure_and_exact(model: VGGT) -> None:
+def test_a_compiled_network_is_compiled_by_prepare_and_exact(model: VGGT) -> None:
     settings = Settings.from_flat(SETTINGS)
     network = VGGTNetwork(copy.deepcopy(model), 'compiled', True, 'float32')
     plain = VGGTNetwork(model, 'plain', True, 'float32')
     assert network.prepare(settings) == settings
     differences = []
+    compiled_calls = []
 
     def work() -> None:  # the node computes in another thread than it is configured in
         with torch.compiler.set_stance('fail_on_recompile'):
             found = []
             for batch in make_noise_windows(expect_load(settings, 56), 4):
-                if batch.window_id == 2:  # the other one of two new frames comes with its window
+                if batch.window_id == 2:  # only one of its two new frames is encoded ahead
                     network.encode_ahead({batch.ids[1]: batch.images[1]})
-                found.append(network(batch, HEADS))
+                with torch.profiler.profile() as profile:
+                    found.append(network(batch, HEADS))
+                names = [event.name for event in profile.events()]
+                compiled_calls.append(sum('Torch-Compiled Region' in name for name in names))
         for batch, one in zip(
             make_noise_windows(expect_load(settings, 56), 4), found, strict=True
         ):
@@ -63,7 +67,10 @@ def test_a_compiled_network_is_ready_after_configure_and_exact(model: VGGT) -> N
     thread.join()
     assert len(differences) == 12
     assert max(differences) <= 1e-5
-    assert all(block._compiled_call_impl for block in network.model.aggregator.frame_blocks)
+    config = network.model.config
+    trunk = config.camera.num_iterations * config.camera.trunk_depth
+    layers = config.vit.depth + 2 * config.agg.depth + trunk + 1  # the last is the depth decoder
+    assert len(compiled_calls) == 4 and min(compiled_calls) >= layers
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -71,7 +78,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def test_without_a_compiler_configure_is_told_so_in_one_sentence(
+def test_without_a_compiler_prepare_fails_with_one_sentence(
     model: VGGT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inductor = importlib.import_module('torch._inductor.config')
@@ -83,8 +90,8 @@ def test_without_a_compiler_configure_is_told_so_in_one_sentence(
         network.prepare(Settings.from_flat(SETTINGS))
 
 
-def test_the_shapes_compiled_for_follow_the_settings() -> None:
+def test_the_compiled_shapes_follow_the_settings() -> None:
     load = expect_load(Settings.from_flat({'resolution': 518}), 112)
     assert (load.frames, load.stride, load.height, load.width) == (8, 4, 392, 518)
-    assert load.dense == (0, 3, 4, 5, 6, 7)
+    assert load.depth_frames == (0, 3, 4, 5, 6, 7)
     assert expect_load(Settings.from_flat({'fit': 'pad'}), 112).height == 112

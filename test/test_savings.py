@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not computed again gives the same results as a window that is computed as a whole."""
+"""Cached and skipped computations give the same results as computing whole windows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model() -> VGGT:
 
 
 class Stream:
-    """Frames with noise on them, by number; the same number is another picture in a new stream."""
+    """Frames of noise, by number; the same number is another image in another stream."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -60,8 +60,8 @@ class Stream:
         for number in ids:
             if (number, width) not in self._fitted:
                 random = np.random.default_rng([self._seed, number])
-                picture = random.integers(0, 256, (56, 84, 3), np.uint8)
-                self._fitted[number, width] = fit_image(picture, width, 'crop')
+                image = random.integers(0, 256, (56, 84, 3), np.uint8)
+                self._fitted[number, width] = fit_image(image, width, 'crop')
         return {number: self._fitted[number, width] for number in ids}
 
     def window(self, ids: list[int], width: int = 84, dense: list[int] | None = None) -> Batch:
@@ -91,10 +91,10 @@ def assert_same(network: VGGTNetwork, model: VGGT, batch: Batch) -> None:
 @pytest.mark.parametrize(
     'backend', [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=lambda backend: backend.name
 )
-def test_the_network_says_which_attention_it_runs(
+def test_the_network_reports_the_attention_backend_that_runs(
     model: VGGT, monkeypatch: pytest.MonkeyPatch, backend: SDPBackend
 ) -> None:
-    """Chosen as it is on CUDA; a CPU has these two kernels."""
+    """Selected as on CUDA; a CPU has these two backends."""
     monkeypatch.setattr(inference, 'attention_backends', lambda _device: (backend,))
     network = VGGTNetwork(model, 'test', True, 'float32')
     with torch.profiler.profile() as profile:
@@ -103,19 +103,19 @@ def test_the_network_says_which_attention_it_runs(
     names = [event.name for event in profile.events()]
     blocks = sum(isinstance(module, SelfAttention) for module in model.modules())
     trunk = model.config.camera.trunk_depth * (model.config.camera.num_iterations - 1)
-    # assert_same also runs the naive way, which leaves the choice to torch
+    # assert_same also runs naive_forward, which leaves the choice to torch
     assert names.count(flash) == (blocks + trunk) * (2 if network.attention == 'flash' else 1)
     assert network.attention == backend.name.lower().removesuffix('_attention')
 
 
-def test_on_a_cpu_the_choice_of_attention_is_left_to_torch(model: VGGT) -> None:
+def test_on_a_cpu_torch_chooses_the_attention_backend(model: VGGT) -> None:
     assert attention_backends(torch.device('cpu')) == ()
     network = VGGTNetwork(model, 'test', True, 'float32')
     assert network.attention == selected_backend(32, torch.float32, torch.device('cpu'))
 
 
 def encodings(model: VGGT) -> list[int]:
-    """Count the frames that are encoded."""
+    """Record the number of frames of each call of the encoder."""
     counted: list[int] = []
     model.aggregator.patch_embed.register_forward_hook(
         lambda _module, inputs, _output: counted.append(len(inputs[0]))
@@ -134,7 +134,7 @@ def test_each_frame_is_encoded_once(model: VGGT) -> None:
     assert counted[6:] == [2, 1] or counted[6:] == [4, 1]
 
 
-def test_frames_that_are_encoded_as_they_arrive_are_those_of_the_window(model: VGGT) -> None:
+def test_frames_encoded_on_arrival_are_used_in_the_window(model: VGGT) -> None:
     alone, together = (VGGTNetwork(model, 'test', True, 'float32') for _ in range(2))
     stream, ids = Stream(4), list(range(6))
     counted = encodings(model)
@@ -148,7 +148,7 @@ def test_frames_that_are_encoded_as_they_arrive_are_those_of_the_window(model: V
         assert (one - other).abs().max() <= EXACT * other.abs().max()
 
 
-def test_frames_that_never_become_a_window_are_let_go(model: VGGT) -> None:
+def test_frames_that_never_become_a_window_are_dropped(model: VGGT) -> None:
     network, stream = VGGTNetwork(model, 'test', True, 'float32'), Stream(5)
     for number in range(0, 60, 2):  # a reset after every second frame
         network.encode_ahead(stream.images([number]))
@@ -156,13 +156,13 @@ def test_frames_that_never_become_a_window_are_let_go(model: VGGT) -> None:
     assert network.encoded_frames <= 4
 
 
-def moving_pictures(seed: int, count: int) -> list[np.ndarray]:
+def noise_images(seed: int, count: int) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     return [random.integers(0, 256, (60, 84 - 2 * seed, 3), np.uint8) for _ in range(count)]
 
 
 @pytest.mark.parametrize('anchor_windows', [0, 2])
-def test_an_engine_that_works_ahead_says_the_same(model: VGGT, anchor_windows: int) -> None:
+def test_encoding_ahead_does_not_change_the_result(model: VGGT, anchor_windows: int) -> None:
     settings = Settings.from_flat(
         {
             'window_size': 4,
@@ -172,24 +172,24 @@ def test_an_engine_that_works_ahead_says_the_same(model: VGGT, anchor_windows: i
             'anchor_windows': anchor_windows,
         }
     )
-    diligent, lazy = (
+    ahead, plain = (
         StreamingEngine(settings, VGGTNetwork(model, 'test', True, 'float32')) for _ in range(2)
     )
     counted = encodings(model)
-    # other pictures at number 3 begin another map, and so does the reset at 13
-    pictures = [*moving_pictures(0, 3), *moving_pictures(1, 16)]
+    # images of another size at number 3 start another map, and so does the reset at 13
+    images = [*noise_images(0, 3), *noise_images(1, 16)]
     windows = 0
-    for number, picture in enumerate(pictures):
-        frame = Frame(picture, number * 10**8, 'camera')
+    for number, image in enumerate(images):
+        frame = Frame(image, number * 10**8, 'camera')
         if number == 13:
-            diligent.reset('test')
-            lazy.reset('test')
+            ahead.reset('test')
+            plain.reset('test')
         del counted[:]
-        found = diligent.add(frame)
-        assert counted in ([], [1])  # of a whole window only its last frame
-        diligent.encode_ahead()
+        found = ahead.add(frame)
+        assert counted in ([], [1])  # of a whole window, only its last frame
+        ahead.encode_ahead()
         assert sum(counted) == 1
-        expected = lazy.add(frame)
+        expected = plain.add(frame)
         assert (found is None) == (expected is None)
         if found is None or expected is None:
             continue
@@ -201,8 +201,8 @@ def test_an_engine_that_works_ahead_says_the_same(model: VGGT, anchor_windows: i
     assert windows == 6
 
 
-class Full(VGGTNetwork):
-    """A device without room for a frame before its time."""
+class FullDevice(VGGTNetwork):
+    """A device without memory for encoding ahead."""
 
     tried = 0
 
@@ -211,38 +211,38 @@ class Full(VGGTNetwork):
         raise torch.cuda.OutOfMemoryError('the device has no memory left')
 
 
-def test_out_of_memory_ahead_of_a_window_loses_no_frame(
+def test_out_of_memory_while_encoding_ahead_loses_no_frame(
     model: VGGT, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = Full(model, 'test', True, 'float32')
+    network = FullDevice(model, 'test', True, 'float32')
     settings = Settings.from_flat({'window_size': 3, 'window_stride': 2, 'min_parallax': 0.0})
     engine = StreamingEngine(settings, network)
     updates = []
-    for number, picture in enumerate(moving_pictures(0, 7)):
-        updates.append(engine.add(Frame(picture, number * 10**8, 'camera')))
+    for number, image in enumerate(noise_images(0, 7)):
+        updates.append(engine.add(Frame(image, number * 10**8, 'camera')))
         engine.encode_ahead()
     assert [u.batch.ids for u in updates if u is not None] == [(0, 1, 2), (2, 3, 4), (4, 5, 6)]
     assert network.tried == engine.counts['out_of_memory'] == 1
     assert caplog.text.count('frames are encoded when their window is complete from now on') == 1
 
 
-def test_images_of_several_sizes_wait_for_their_window(model: VGGT) -> None:
+def test_images_of_several_sizes_are_encoded_with_their_window(model: VGGT) -> None:
     settings = Settings.from_flat({'window_size': 2, 'window_stride': 1, 'min_parallax': 0.0})
     engine = StreamingEngine(settings, VGGTNetwork(model, 'test', True, 'float32'))
     wide, high = np.zeros((40, 80, 3), np.uint8), np.zeros((80, 80, 3), np.uint8)
     counted = encodings(model)
     for number in range(2):
-        moment = [
+        frame_set = [
             Frame(wide, number * 10**8, 'wide'),
             Frame(high, number * 10**8, 'high', camera=1),
         ]
-        update = engine.add(moment)
+        update = engine.add(frame_set)
         engine.encode_ahead()
     assert update is not None and len({i.pixels.shape for i in update.batch.images}) == 1
     assert counted == [4]
 
 
-def test_only_the_frames_that_are_asked_for_are_decoded(model: VGGT) -> None:
+def test_only_the_requested_frames_are_decoded(model: VGGT) -> None:
     network, stream = VGGTNetwork(model, 'test', True, 'float32'), Stream(1)
     decoded: list[int] = []
     handle = model.depth_head.scratch.output_conv2.register_forward_hook(
@@ -257,10 +257,10 @@ def test_only_the_frames_that_are_asked_for_are_decoded(model: VGGT) -> None:
 
 
 @pytest.mark.parametrize(('heads', 'whole'), [(('camera', 'depth'), 2), (('camera',), 0)])
-def test_the_last_block_computes_what_is_read(
+def test_the_last_block_computes_only_the_selected_tokens(
     model: VGGT, heads: tuple[str, ...], whole: int
 ) -> None:
-    """All tokens of the frames whose depth is wanted, the camera tokens of the five."""
+    """All tokens of the frames whose depth is requested, and the camera tokens of all five."""
     network, batch = VGGTNetwork(model, 'test', True, 'float32'), Stream(3).window([*range(5)])
     sizes: list[int] = []
     block = model.aggregator.global_blocks[-1]
@@ -274,10 +274,10 @@ def test_the_last_block_computes_what_is_read(
 
 
 @NEEDS_X86
-def test_packed_layers_give_the_same(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_layers_give_the_same_result(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = copy.deepcopy(model)
     layers = sum(isinstance(each, nn.Linear) for each in packed.aggregator.modules())
-    assert pack_linear_layers(packed.aggregator) < layers  # small ones gain nothing
+    assert pack_linear_layers(packed.aggregator) < layers  # small ones are not packed
     monkeypatch.setattr(linear_weights, 'MIN_PACKED_WEIGHTS', 1)
     pack_linear_layers(packed.aggregator, packed.camera_head)
     left = [*packed.aggregator.modules(), *packed.camera_head.modules()]
@@ -292,7 +292,7 @@ def test_packed_layers_give_the_same(model: VGGT, monkeypatch: pytest.MonkeyPatc
 def test_loaded_networks_are_packed(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, is_packed: bool
 ) -> None:
-    """All but compiled ones; the memory of the layers is that of plain ones."""
+    """All but compiled ones; packed layers take the memory of plain ones."""
     monkeypatch.setattr(linear_weights, 'MIN_PACKED_WEIGHTS', 1)
     settings = ModelSettings('untrained', 'cpu', compile=compiled)
     model = load_network(settings).model
@@ -303,8 +303,8 @@ def test_loaded_networks_are_packed(
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_any_way_through_a_stream_gives_what_whole_windows_give(model: VGGT, seed: int) -> None:
-    """Frames come and go, the resolution changes, and two streams number their frames alike."""
+def test_any_sequence_of_windows_gives_what_whole_windows_give(model: VGGT, seed: int) -> None:
+    """Frames change, the resolution changes, and two streams use the same frame numbers."""
     network = VGGTNetwork(model, 'test', True, 'float32')
     random = np.random.default_rng(seed)
     streams = [Stream(10), Stream(11)]
@@ -320,13 +320,13 @@ def test_any_way_through_a_stream_gives_what_whole_windows_give(model: VGGT, see
             ids += range(ids[-1] + 1, ids[-1] + 1 + random.integers(1, 4))
         count = int(random.integers(1, len(ids) + 1))
         dense = sorted(random.choice(len(ids), count, replace=False).tolist())
-        for ahead in range(random.integers(0, len(ids) + 1)):  # as they would have arrived
+        for ahead in range(random.integers(0, len(ids) + 1)):  # in the order of arrival
             network.encode_ahead(stream.images(ids[: ahead + 1], width))
         assert_same(network, model, stream.window(ids, width, dense))
 
 
-def test_weights_that_change_are_seen(model: VGGT) -> None:
-    """The resized position code is made again when the weights it was made of have changed."""
+def test_changed_weights_are_used(model: VGGT) -> None:
+    """The positional encoding is interpolated again when its weights have changed."""
     batch = Stream(2).window([0, 1])
     before = naive_forward(model, batch.stack()[None]).depth
     network = VGGTNetwork(model, 'test', True, 'float32')
@@ -341,8 +341,8 @@ def test_weights_that_change_are_seen(model: VGGT) -> None:
     assert not torch.allclose(after, before, atol=1e-4)
 
 
-def test_operations_of_attention_are_counted_whatever_the_kernel() -> None:
-    """Torch counts those of the matrix products that one kernel is made of."""
+def test_operations_of_attention_are_counted_for_every_backend() -> None:
+    """Torch itself counts only matrix products, of which one backend consists."""
     q, k, v = torch.rand(2, 3, 50, 16), torch.rand(2, 3, 70, 16), torch.rand(2, 3, 70, 16)
 
     def attend() -> None:
@@ -363,13 +363,13 @@ def test_the_benchmark_compares_both_ways(tmp_path: Path, capsys: pytest.Capture
     assert Bench.main(arguments) == 0
     assert picture.read_bytes().startswith(b'\x89PNG')
     found = json.loads(figures.read_text())['results']
-    assert [each['stride'] for each in found] == [1, 4]  # a window has no more new frames
+    assert [each['stride'] for each in found] == [1, 4]  # the stride is at most the window size
     for each in found:
         assert each['naive']['flops'] == found[0]['naive']['flops']
         assert each['flops_ratio'] == each['naive']['flops'] / each['engine']['flops'] > 1
         assert each['ratio_to_naive'] > 0 and each['windows_per_second'] > 0
         assert each['floor_ratio'] > 1 and each['predicted_memory_bytes'] > 0
-    # three frames less are encoded, and two less are decoded
+    # three frames fewer are encoded, and two fewer are decoded
     assert found[0]['engine']['flops'] < found[1]['engine']['flops']
     assert '| small | 4 | 1 | 42x28 |' in capsys.readouterr().out
 

@@ -71,7 +71,7 @@ def test_a_state_is_read_as_it_was_written(tmp_path) -> None:
         np.float64(1),
         object(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_state_cannot_contain_anything_else(value: Any) -> None:
     with pytest.raises(TypeError, match=r'^key/0 '):

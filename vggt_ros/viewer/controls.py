@@ -165,9 +165,7 @@ class Controls:
             return
         camera = scene.cameras[frame]
         seconds = (camera.stamp_ns - scene.cameras[0].stamp_ns) / 1e9
-        self._set_text(
-            self.frame_text, f'frame {frame + 1} of {len(scene.cameras)}, at {seconds:.2f} s'
-        )
+        self._set_text(self.frame_text, f'time since the first frame: {seconds:.2f} s')
         if not np.array_equal(self.image.image, camera.image):
             self.image.image = camera.image
 

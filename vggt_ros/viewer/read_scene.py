@@ -129,7 +129,7 @@ def _largest_map(frames: list[Any]) -> tuple[list[int], str]:
     if len(sizes) == 1:
         return indices, ''
     return indices, (
-        f'{len(sizes)} maps with unknown relative poses: shown is the largest, {size} of '
+        f'{len(sizes)} maps with unknown relative poses: showing the largest, with {size} of '
         f'{len(frames)} frames'
     )
 
