@@ -59,6 +59,19 @@ GENERATED_FOLDERS = {
     'site',
     '__pycache__',
 }
+# Words for which robotics and vision have a term: image, frame set, trajectory, pose, index,
+# predicted, measured, report, request, rotation, scale, layer, factor, held-out, criteria,
+# degeneracy, subsample, estimator, valid, confident, stationary, candidate, improvement.
+HOMESPUN_WORDS = frozenset(
+    re.findall(
+        r'\w+',
+        'ask asked asks bear bears believe believed believes beyond complain complained complains '
+        'demands foretold hang hangs heard hears judge judges keeper lives moment moments nobody '
+        'notch notches offer offers picture pictures place placed places rounds said say says '
+        'somebody standing stands stood stretch stretches sure sureness tell tells thin thinned '
+        'tie tied ties told trust trusted turn turned turns unsure way ways weakness',
+    )
+)
 SPDX_KINDS = {
     '.py',
     '.msg',
@@ -199,6 +212,34 @@ def test_public_names_are_unique() -> None:
                 modules.setdefault(node.name, []).append(name_of(path))
     homonyms = {name: paths for name, paths in modules.items() if len(paths) > 1}
     assert homonyms.keys() <= {'main', 'parse'}, homonyms
+
+
+def identifiers(path: Path) -> set[str]:
+    """Return the names of a module, its classes, functions, parameters, attributes, variables."""
+    names = set(path.relative_to(ROOT).with_suffix('').parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case (
+                ast.ClassDef(name=name)
+                | ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.arg(arg=name)
+                | ast.Attribute(attr=name, ctx=ast.Store())
+                | ast.Name(id=name, ctx=ast.Store())
+            ):
+                names.add(name)
+    return names
+
+
+def words_of(identifier: str) -> list[str]:
+    """Split `snake_case` and `CamelCase`."""
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', identifier).lower().strip('_').split('_')
+
+
+@pytest.mark.parametrize('path', python_files(PACKAGE), ids=name_of)
+def test_identifiers_use_the_terms_of_the_field(path: Path) -> None:
+    homespun = {name for name in identifiers(path) if HOMESPUN_WORDS.intersection(words_of(name))}
+    assert not homespun
 
 
 def test_no_module_mentions_pickle() -> None:
