@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The project keeps its own promises: layout, import direction, declared dependencies, texts.
+Rules of the project: layout, import direction, names, declared dependencies, texts.
 
-Everything is read from files, nothing of the package is imported but its settings.
+The files are read, not imported, except for the ROS parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import vggt_ros
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'vggt_ros'
 
-# The data flow, first to last: a module imports only from rows above its own, or its own part.
+# The data flow, first to last: a module imports only from its own part and from rows above.
 FLOW = (
     {'settings', 'geometry', 'state_dict'},
     {'frames'},
@@ -39,8 +39,8 @@ FLOW = (
 )
 WITH_ROS = {'ros', 'lab', 'viewer', 'cli'}
 
-# Where a module comes from, if that has another name.
-SOURCES = {
+# Package names of modules, where they differ.
+PACKAGE_NAMES = {
     'PIL': 'python3-pil',
     'cv2': 'python3-opencv',
     'matplotlib': 'python3-matplotlib',
@@ -48,7 +48,7 @@ SOURCES = {
     'tqdm': 'python3-tqdm',
     'yaml': 'python3-yaml',
 }
-MADE_FOLDERS = {
+GENERATED_FOLDERS = {
     'build',
     'install',
     'log',
@@ -59,6 +59,19 @@ MADE_FOLDERS = {
     'site',
     '__pycache__',
 }
+# Words for which robotics and vision have a term: image, frame set, trajectory, pose, index,
+# predicted, measured, report, request, rotation, scale, layer, factor, held-out, criteria,
+# degeneracy, subsample, estimator, valid, confident, stationary, candidate, improvement.
+HOMESPUN_WORDS = frozenset(
+    re.findall(
+        r'\w+',
+        'ask asked asks bear bears believe believed believes beyond complain complained complains '
+        'demands foretold hang hangs heard hears judge judges keeper lives moment moments nobody '
+        'notch notches offer offers picture pictures place placed places rounds said say says '
+        'somebody standing stands stood stretch stretches sure sureness tell tells thin thinned '
+        'tie tied ties told trust trusted turn turned turns unsure way ways weakness',
+    )
+)
 SPDX_KINDS = {
     '.py',
     '.msg',
@@ -76,17 +89,17 @@ SPDX_KINDS = {
 
 @functools.cache
 def repository_files() -> tuple[Path, ...]:
-    """List the files that belong to the repository, without those that commands make."""
+    """List the files of the repository, without generated ones."""
     found: list[Path] = []
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [
             name
             for name in folders
-            if name not in MADE_FOLDERS
+            if name not in GENERATED_FOLDERS
             and not name.endswith('.egg-info')
             and (name[0] != '.' or name == '.ci')
         ]
-        found += (Path(folder) / name for name in files)
+        found += (Path(folder) / name for name in files if name != '.git')  # of a worktree
     return tuple(sorted(found))
 
 
@@ -104,7 +117,7 @@ def name_of(path: Path) -> str:
 
 @functools.cache
 def imported_modules(path: Path) -> set[str]:
-    """Return the dotted names that a file imports anywhere, relative imports resolved."""
+    """Return the dotted names of all imports of a file, relative imports resolved."""
     package = path.relative_to(ROOT).with_suffix('').parts[:-1]
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -118,7 +131,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def part_of(path: Path) -> str:
-    """Return the folder or module directly below the package that a file belongs to."""
+    """Return the folder or module directly below the package that contains a file."""
     return path.relative_to(PACKAGE).with_suffix('').parts[0]
 
 
@@ -136,7 +149,7 @@ def package_dependencies() -> set[str]:
 
 
 def pip_dependencies() -> set[str]:
-    """Those of everybody, and those of the extras that the package imports."""
+    """Return the dependencies, including those of the extras that the package imports."""
     text = (ROOT / 'pyproject.toml').read_text()
     names = 'dependencies|loops|int8|offline'
     blocks = re.findall(rf'^(?:{names}) = \[(.*?)\]', text, re.M | re.S)
@@ -154,8 +167,8 @@ def test_imports_follow_the_data_flow() -> None:
     for path in python_files(PACKAGE):
         part = part_of(path)
         if part in ('__init__', '__main__'):
-            continue  # of the former see test_reconstructor: importing it loads nothing
-        assert part in rank, f'{name_of(path)}: vggt_ros/{part} has no place in the data flow yet'
+            continue  # test_reconstructor checks that importing the former loads nothing
+        assert part in rank, f'{name_of(path)}: vggt_ros/{part} is not in the data flow'
         for other in parts_imported(path) - {part}:
             if other == 'msg':
                 if part not in WITH_ROS:
@@ -167,7 +180,7 @@ def test_imports_follow_the_data_flow() -> None:
     assert not wrong
 
 
-def test_only_ros_and_cli_import_ros() -> None:
+def test_only_ros_lab_viewer_and_cli_import_ros() -> None:
     wrong = {
         f'{name_of(path)} imports {module}'
         for path in python_files(PACKAGE)
@@ -186,9 +199,52 @@ def test_every_import_is_declared() -> None:
         for module in (name.split('.')[0] for name in imported_modules(path))
         if module not in sys.stdlib_module_names
         and module != 'vggt_ros'
-        and SOURCES.get(module, module) not in declared
+        and PACKAGE_NAMES.get(module, module) not in declared
     }
     assert not undeclared
+
+
+def test_public_names_are_unique() -> None:
+    modules: dict[str, list[str]] = {}
+    for path in python_files(PACKAGE):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != '_':
+                modules.setdefault(node.name, []).append(name_of(path))
+    homonyms = {name: paths for name, paths in modules.items() if len(paths) > 1}
+    assert homonyms.keys() <= {'main', 'parse'}, homonyms
+
+
+def identifiers(path: Path) -> set[str]:
+    """Return the names of a module, its classes, functions, parameters, attributes, variables."""
+    names = set(path.relative_to(ROOT).with_suffix('').parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case (
+                ast.ClassDef(name=name)
+                | ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.arg(arg=name)
+                | ast.Attribute(attr=name, ctx=ast.Store())
+                | ast.Name(id=name, ctx=ast.Store())
+            ):
+                names.add(name)
+    return names
+
+
+def words_of(identifier: str) -> list[str]:
+    """Split `snake_case` and `CamelCase`."""
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', identifier).lower().strip('_').split('_')
+
+
+@pytest.mark.parametrize('path', python_files(PACKAGE), ids=name_of)
+def test_identifiers_use_the_terms_of_the_field(path: Path) -> None:
+    homespun = {name for name in identifiers(path) if HOMESPUN_WORDS.intersection(words_of(name))}
+    assert not homespun
+
+
+def test_no_module_mentions_pickle() -> None:
+    modules = python_files(PACKAGE)
+    assert not [name_of(path) for path in modules if 'pickle' in path.read_text().lower()]
 
 
 def test_messages_declare_the_packages_they_use() -> None:
@@ -201,14 +257,14 @@ def test_messages_declare_the_packages_they_use() -> None:
 
 
 @pytest.mark.parametrize('path', python_files(), ids=name_of)
-def test_python_file_says_what_it_does(path: Path) -> None:
+def test_a_python_file_has_a_licence_and_a_docstring(path: Path) -> None:
     text = path.read_text()
     lines = [line for line in text.splitlines() if not line.startswith('#!')]
     assert lines and lines[0] == '# SPDX-License-Identifier: Apache-2.0'
     assert ast.get_docstring(ast.parse(text))
 
 
-def test_files_name_their_licence() -> None:
+def test_files_name_the_licence() -> None:
     without = [
         name_of(path)
         for path in repository_files()
@@ -218,7 +274,7 @@ def test_files_name_their_licence() -> None:
     assert not without
 
 
-def test_no_file_names_a_folder_of_one_machine() -> None:
+def test_no_file_contains_a_path_of_a_machine() -> None:
     pattern = re.compile(
         r'(?<![\w.~/-])/(?:wo' + r'rk|root|ho' + r'me|Users|opt/pyp' + r'i)/[\w.]'
     )
@@ -232,12 +288,12 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     assert not named
 
 
-def test_version_is_the_same_everywhere() -> None:
+def test_the_version_agrees_with_package_xml() -> None:
     root = ElementTree.parse(ROOT / 'package.xml').getroot()
     assert root.findtext('version') == vggt_ros.__version__
 
 
-def test_yaml_holds_every_parameter_with_its_default() -> None:
+def test_the_yaml_file_contains_every_parameter_with_its_default() -> None:
     pytest.importorskip('rclpy', reason='parameters are described with ROS messages')
     yaml = pytest.importorskip('yaml')
     from vggt_ros.ros.parameters import declared_settings, format_yaml

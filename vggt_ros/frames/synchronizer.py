@@ -46,7 +46,7 @@ class Synchronizer(Generic[T]):
         :param report_unmatched: called with the camera of each image that matches no frame set.
         """
         self._slop_ns, self._timeout_ns = round(slop * 1e9), round(timeout * 1e9)
-        self._say_silent, self._say_unmatched = report_silent, report_unmatched
+        self._report_silent, self._report_unmatched = report_silent, report_unmatched
         self._waiting: list[deque[T]] = [deque() for _ in range(cameras)]
         self._newest_ns: list[int | None] = [None] * cameras
         self._first_ns: int | None = None  # of any camera
@@ -86,7 +86,7 @@ class Synchronizer(Generic[T]):
             assert since is not None  # an image has just come
             if camera not in self._silent and now_ns - since > self._timeout_ns:
                 self._silent.add(camera)
-                self._say_silent(camera, (now_ns - since) * 1e-9)
+                self._report_silent(camera, (now_ns - since) * 1e-9)
 
     def _match(self) -> dict[int, T] | None:
         """Remove and return the oldest complete frame set; None if there is none."""
@@ -118,9 +118,9 @@ class Synchronizer(Generic[T]):
             waiting[0].stamp_ns - pivot
         ):
             waiting.popleft()
-            self._say_unmatched(camera)
+            self._report_unmatched(camera)
         if pivot - waiting[0].stamp_ns > self._slop_ns:
             waiting.popleft()
-            self._say_unmatched(camera)
+            self._report_unmatched(camera)
             return bool(waiting) or camera in self._silent
         return True

@@ -221,7 +221,7 @@ def _pose_matrix(pose: PoseMessage) -> Poses:
     )
 
 
-def report(recorder: Recorder, output: Path) -> None:
+def write_summary(recorder: Recorder, output: Path) -> None:
     """
     Print the table and the errors, draw the figure.
 
@@ -304,7 +304,7 @@ def _join_clouds(recording: RecordedRun, map_id: int) -> Points:
 
 
 def main() -> int:
-    """Record a run, then report it."""
+    """Record a run and write its summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--output', type=Path, default=Path('demo.png'), help='the figure')
     parser.add_argument('--bag', type=Path, help='bag for the messages of the camera')
@@ -321,7 +321,7 @@ def main() -> int:
         recorder.wait_for_publishers(options.timeout)
         while not recorder.is_over(options.quiet) and time.monotonic() < deadline:
             rclpy.spin_once(recorder, timeout_sec=0.2)
-        report(recorder, options.output)
+        write_summary(recorder, options.output)
     except (NothingReceivedError, ValueError) as error:
         sys.stderr.write(f'the demo failed: {error}\n')
         return 1
