@@ -9,23 +9,25 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fake_network import FakeNetwork
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from vggt_ros.cli.evaluate import Evaluate
 from vggt_ros.cli.train import Train
+from vggt_ros.engine import StreamingEngine
 from vggt_ros.geometry.camera import invert_rigid, project, transform_points
 from vggt_ros.geometry.poses import interpolate_poses
 from vggt_ros.geometry.rotation import quaternion_from_matrix
 from vggt_ros.inference.load import load_network
 from vggt_ros.io.bag_recording import BagRecording
-from vggt_ros.io.recordings import open_recording
+from vggt_ros.io.recordings import open_frames, open_recording
 from vggt_ros.lab.synthetic.render import render
 from vggt_ros.lab.synthetic.scene import SyntheticScene
 from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 from vggt_ros.lab.training.recipes import RECIPES
 from vggt_ros.lab.training.recorded_dataset import RecordedDataset, split_frames
-from vggt_ros.settings import ModelSettings
+from vggt_ros.settings import ModelSettings, Settings
 
 FRAMES, HEIGHT, WIDTH = 10, 48, 64
 START = 1_700_000_000.0  # s
@@ -159,6 +161,13 @@ def image_message(stamp, frame, encoding, pixels):
     )
 
 
+def compressed_message(stamp, frame, pixels):
+    data = cv2.imencode('.png', pixels[..., ::-1])[1].ravel()
+    return make(
+        'sensor_msgs/msg/CompressedImage', header=header(stamp, frame), format='png', data=data
+    )
+
+
 def transform(stamp, parent, child, values):
     vector = make('geometry_msgs/msg/Vector3', **dict(zip('xyz', values[:3])))
     rotation = make('geometry_msgs/msg/Quaternion', **dict(zip('xyzw', values[3:])))
@@ -198,7 +207,14 @@ def odometry(stamp, frame, child, values):
     )
 
 
-def write_bag(folder, scene, poses='pose', depth_frame='optical', storage=StoragePlugin.SQLITE3):
+def write_bag(
+    folder,
+    scene,
+    poses='pose',
+    depth_frame='optical',
+    storage=StoragePlugin.SQLITE3,
+    compressed=False,
+):
     """Write a bag; `poses`: a 'pose', 'tf' or 'odometry' of a base with the camera, or 'none'."""
     path = folder / 'bag'
     bag = BagWriter(path, storage)
@@ -215,11 +231,13 @@ def write_bag(folder, scene, poses='pose', depth_frame='optical', storage=Storag
             )
         for number in range(FRAMES):
             stamp = START + PERIOD * number
-            bag.write(
-                '/camera/image_raw',
-                stamp,
-                image_message(stamp, 'optical', 'rgb8', scene.images[number]),
-            )
+            image = scene.images[number]
+            if compressed:
+                message = compressed_message(stamp, 'optical', image)
+                bag.write('/camera/image_raw/compressed', stamp, message)
+            else:
+                message = image_message(stamp, 'optical', 'rgb8', image)
+                bag.write('/camera/image_raw', stamp, message)
             metres = np.where(np.arange(WIDTH) == 0, np.nan, scene.depth[number])
             bag.write(
                 '/camera/depth',
@@ -272,10 +290,15 @@ def write_mcap_with_odometry(folder, scene):
     return write_bag(folder, scene, poses='odometry', storage=StoragePlugin.MCAP)
 
 
+def write_compressed_bag(folder, scene):
+    return write_bag(folder, scene, compressed=True)
+
+
 WRITERS = {
     'tum': (write_tum, 1 / 5000),
     '7-scenes': (write_seven_scenes, 1 / 1000),
     'bag': (write_bag, 1e-6),
+    'bag with compressed images': (write_compressed_bag, 1e-6),
     'bag with tf': (write_bag_with_tf, 1e-6),
     'mcap with odometry': (write_mcap_with_odometry, 1e-6),
 }
@@ -425,6 +448,23 @@ def test_incomplete_bags_are_rejected(tmp_path, scene):
     (other / 'metadata.yaml').write_text('nonsense')
     with pytest.raises(ValueError, match='cannot be read as a bag'):
         open_recording(other)
+
+
+@pytest.mark.parametrize('odom_frame', ['map', 'odom'])
+def test_the_fixed_frame_of_a_bag_is_a_parameter(tmp_path, scene, odom_frame):
+    source = open_frames(str(write_bag(tmp_path, scene, poses='tf')), odom_frame=odom_frame)
+    settings = Settings.from_flat(
+        {
+            'window_size': 4,
+            'window_stride': 2,
+            'min_parallax': 0.0,
+            'scale_source': 'tf',
+            'scale_min_travel': 0.0,
+        }
+    )
+    engine = StreamingEngine(settings, FakeNetwork(), source.scale_source(settings.scale))
+    updates = [update for _, frame in source.frames() if (update := engine.add(frame))]
+    assert updates[-1].metric.valid == (odom_frame == 'map')
 
 
 def test_the_command_evaluates_a_recording(tmp_path, scene, capsys):

@@ -50,7 +50,6 @@ MODULES = {
     'pillow': 'PIL',
     'PyYAML': 'yaml',
     'pytest-xdist': 'xdist',
-    'rosbags-image': 'rosbags.image',
     'colcon-common-extensions': 'colcon_core',
     'setuptools': '',
 }
