@@ -10,10 +10,12 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _File = Path | BinaryIO
 _Size = tuple[int, int]  # H, W
+# Pillow's plugins raise SyntaxError for broken headers; a bomb is an image above its limit
+_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_image(file: _File) -> npt.NDArray[np.uint8]:
@@ -32,9 +34,8 @@ def read_image(file: _File) -> npt.NDArray[np.uint8]:
                 white = Image.new('RGBA', image.size, (255, 255, 255, 255))
                 return np.asarray(Image.alpha_composite(white, image).convert('RGB'))
             return np.asarray(image.convert('RGB'))
-    # Pillow's plugins raise SyntaxError for broken headers; a bomb is an image above its limit
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{_name(file)} cannot be read as an image: {error}') from error
+    except _ERRORS as error:
+        raise ValueError(f'{_name(file)} cannot be read as an image: {_reason(error)}') from error
 
 
 def read_uint16_image(file: _File, size: _Size | None = None) -> npt.NDArray[np.uint16]:
@@ -53,8 +54,8 @@ def read_uint16_image(file: _File, size: _Size | None = None) -> npt.NDArray[np.
         if size is not None and (height, width) != size:
             raise ValueError(f'it has {width}x{height} pixels; expected {size[1]}x{size[0]}')
         stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, SyntaxError, ValueError, cv2.error, Image.DecompressionBombError) as error:
-        raise ValueError(f'{_name(file)} cannot be read as an image: {error}') from error
+    except (*_ERRORS, cv2.error) as error:
+        raise ValueError(f'{_name(file)} cannot be read as an image: {_reason(error)}') from error
     if stored is None:
         raise ValueError(f'{_name(file)} cannot be read as an image')
     if stored.dtype != np.uint16 or stored.ndim != 2:
@@ -63,6 +64,11 @@ def read_uint16_image(file: _File, size: _Size | None = None) -> npt.NDArray[np.
             'channel of 16 bits'
         )
     return stored  # type: ignore[return-value]
+
+
+def _reason(error: Exception) -> str:
+    # whose own message repeats the path, or the address of a buffer
+    return 'unknown format' if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _name(file: _File) -> str:

@@ -78,11 +78,13 @@ class Refinement:
         return int(self.inliers.any(0).sum())
 
     def __str__(self) -> str:
-        figures = (
-            f'{self.tracks} tracks, {self.observations} observations, rms {self.rms_before:.2f} '
-            f'to {self.rms_after:.2f} px, held-out error {self.held_out_before:.2f} to '
-            f'{self.held_out_after:.2f} px, parallax {self.parallax:.1f} px'
-        )
-        if self.accepted:
-            return f'refined: {figures}'
-        return f'not refined, {self.rejection_reason} ({figures})'
+        state = 'refined' if self.accepted else f'not refined, {self.rejection_reason}'
+        figures = [f'{self.tracks} tracks, {self.observations} observations']
+        if np.isfinite(self.rms_after):
+            figures += [
+                f'rms {self.rms_before:.2f} to {self.rms_after:.2f} px',
+                f'held-out error {self.held_out_before:.2f} to {self.held_out_after:.2f} px',
+            ]
+        if np.isfinite(self.parallax):
+            figures.append(f'parallax {self.parallax:.1f} px')
+        return f'{state}: {", ".join(figures)}'

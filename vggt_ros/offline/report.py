@@ -45,6 +45,7 @@ h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.15rem; marg
 table {{ border-collapse: collapse; }}
 td, th {{ padding: .25rem .8rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd;
   vertical-align: top; }}
+th {{ white-space: nowrap; }}
 .pairs {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr));
   gap: 1rem; }}
 figure {{ margin: 0; }} figcaption {{ color: #555; font-size: .85rem; }}
@@ -110,10 +111,12 @@ def _summarise(exported: Export) -> list[tuple[str, str]]:
         else 'arbitrary: there is no metric scale source, lengths are <b>not metres</b>'
     )
     maps = 1 + len(exported.other_maps)
+    unreadable = len(description['unreadable'])
     summary = [
         ('network', html.escape(description['model'])),
         ('images', f'{description["received"]} read, {len(assembled.frames)} in the map, '
-         f'{description["no_parallax"]} skipped for lack of parallax (stationary camera)'),
+         f'{description["no_parallax"]} skipped for lack of parallax (stationary camera)'
+         + (f', {unreadable} unreadable, see below' if unreadable else '')),
         ('image size', f'{width} x {height} pixels, horizontal field of view {view:.1f} degrees'),
         ('windows', f'{len(assembled.windows)}, processed in {seconds:.1f} s'),
         ('maps', '1' if maps == 1 else f'{maps}; this is the largest, see other_maps'),
@@ -231,8 +234,9 @@ def _draw_curves(assembled: AssembledMap) -> Figure:
     axes[0, 1].set_title('registration residual, % of the depth')
     scales = [window.map_scale if window.map_scale_valid else np.nan for window in windows]
     axes[1, 0].plot(times, scales, mark)
-    axes[1, 0].set_title('metric scale, metres per map unit' + ('' if np.isfinite(scales).any()
-                         else ': unknown'))  # fmt: skip
+    axes[1, 0].set_title('metric scale, metres per map unit')
+    if not np.isfinite(scales).any():
+        axes[1, 0].text(0.5, 0.5, 'unknown', ha='center', transform=axes[1, 0].transAxes)
     bottom = np.zeros(len(windows))
     width = 0.8 * (np.diff(times).min() if len(times) > 1 else 1.0)
     for step in STEPS:
@@ -243,7 +247,7 @@ def _draw_curves(assembled: AssembledMap) -> Figure:
     axes[1, 1].legend()
     for each in axes.ravel():
         each.grid(alpha=0.3)
-        each.set_ylim(bottom=0)
+        each.set_ylim(0, 1.05 * each.get_ylim()[1])
     for each in axes[1]:
         each.set_xlabel('time since the first window, s')
     return figure
