@@ -88,9 +88,9 @@ FRAMES, HEIGHT, WIDTH, FOCAL = 16, 84, 112, 90.0  # frames, pixels
 def images() -> list[np.ndarray]:
     """Render what the demo's camera sends, smaller."""
     torch = pytest.importorskip('torch')
-    from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
     from vggt_ros.lab.synthetic.render import render
     from vggt_ros.lab.synthetic.scene import SyntheticScene
+    from vggt_ros.lab.synthetic.trajectories import smooth_trajectory
 
     scene, poses = SyntheticScene.room(0), smooth_trajectory(FRAMES, 0)
     matrix = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
