@@ -105,6 +105,15 @@ assert not slow, slow
     subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_help_into_a_closed_pipe_is_no_error() -> None:
+    line = [sys.executable, '-m', 'vggt_ros', 'reconstruct', '--help']
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.close()  # as `head` does
+    assert child.stderr is not None and child.stderr.read() == ''
+    assert child.wait() == 0
+
+
 def other_value(entry) -> tuple[list[str], object]:
     """Return the option and the value of a setting that is not its default."""
     flag = '--' + entry.name.replace('_', '-')

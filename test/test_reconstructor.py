@@ -109,7 +109,7 @@ def test_what_a_scene_holds_fits_together(scene, images) -> None:
         assert depth.dtype == np.float32 and (depth[np.isfinite(depth)] > 0).all()
         assert 0 < np.isnan(depth).mean() < 0.9  # neither all nor none is confident
         # a point of the frame, from its depth, is near one of the cloud
-        row, column = np.argwhere(np.isfinite(depth))[1000]
+        row, column = np.argwhere(np.isfinite(depth))[200]
         ray = np.linalg.inv(frame.depth_intrinsics) @ [column, row, 1]
         point = frame.world_from_camera @ [*(depth[row, column] * ray), 1]
         assert np.linalg.norm(cloud.xyz - point[:3], axis=1).min() < 2 * cloud.voxel
@@ -121,7 +121,7 @@ def test_what_a_scene_holds_fits_together(scene, images) -> None:
 def test_images_in_memory_are_reconstructed_as_those_of_a_folder(
     reconstructor, scene, images
 ) -> None:
-    for recording in (images, np.stack(images), (image for image in images)):
+    for recording in (np.stack(images), (image for image in images)):
         with reconstructor.run(recording) as found:
             expected = scene.trajectory.world_from_camera
             assert np.array_equal(found.trajectory.world_from_camera, expected)

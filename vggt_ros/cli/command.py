@@ -9,6 +9,7 @@ options are immediate; `run` imports what it needs. Parsing is tyro's (brentyi/t
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ def _make_setting_options(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 C = TypeVar('C', bound='Command')
+T = TypeVar('T')
 
 
 class Command(ABC):
@@ -83,14 +85,7 @@ class Command(ABC):
         :param arguments: None: those of the process.
         :raises SystemExit: with 2, if they cannot be parsed; with 0 after `--help`.
         """
-        return tyro.cli(
-            cls,
-            prog=prog or cls.name,
-            description=inspect.getdoc(cls),
-            args=arguments,
-            registry=OPTION_TYPES,
-            config=PARSING,
-        )
+        return parse_options(cls, prog or cls.name, inspect.getdoc(cls) or '', arguments)
 
     @classmethod
     def main(cls, arguments: Sequence[str] | None = None, prog: str = '') -> int:
@@ -100,6 +95,28 @@ class Command(ABC):
         :returns: the exit code: 0 complete, 2 bad input, 1 another failure, 130 interrupted.
         """
         return execute(cls.parse(arguments, prog))
+
+
+def parse_options(
+    kind: type[T], prog: str, description: str, arguments: Sequence[str] | None
+) -> T:
+    """
+    Parse options into a dataclass, or one of a union; see `Command.parse`.
+
+    :param prog: name of the program, for the help, as the description.
+    """
+    try:
+        return tyro.cli(
+            kind,
+            prog=prog,
+            description=description,
+            args=arguments,
+            registry=OPTION_TYPES,
+            config=PARSING,
+        )
+    except BrokenPipeError:  # of `vggt --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(COMPLETE)
 
 
 def execute(command: Command) -> int:

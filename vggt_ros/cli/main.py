@@ -17,7 +17,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from vggt_ros.cli.benchmark import Ablate, Bench, BenchNode
-from vggt_ros.cli.command import OPTION_TYPES, PARSING, Command, execute
+from vggt_ros.cli.command import Command, execute, parse_options
 from vggt_ros.cli.demo import Demo
 from vggt_ros.cli.evaluate import Evaluate
 from vggt_ros.cli.parity import Parity
@@ -53,14 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == [command.name]:
             # its own parser: the help shows all of its docstring, not only the summary
             return command.main(arguments[1:], prog=f'vggt {command.name}')
-    parsed: Command = tyro.cli(
-        _any_command(),
-        prog='vggt',
-        description=DESCRIPTION,
-        args=arguments,
-        registry=OPTION_TYPES,
-        config=PARSING,
-    )
+    parsed: Command = parse_options(_any_command(), 'vggt', DESCRIPTION, arguments)
     return execute(parsed)
 
 
