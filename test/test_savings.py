@@ -129,7 +129,7 @@ def test_each_frame_is_encoded_once(model: VGGT) -> None:
     for first in range(0, 12, 2):
         network(stream.window(list(range(first, first + 6))), HEADS)
     assert counted == [6, 2, 2, 2, 2, 2]
-    network(stream.window([0, 1, 14, 15]), HEADS)  # a joint window of then and now
+    network(stream.window([0, 1, 14, 15]), HEADS)  # a loop closure window
     network(stream.window([11, 12, 13, 14, 15, 16]), HEADS)
     assert counted[6:] == [2, 1] or counted[6:] == [4, 1]
 

@@ -95,8 +95,8 @@ class TransformTree:
             common_from_source = self._compose(source_chain[: source_chain.index(common)], stamps)
             common_from_target = self._compose(target_chain[: target_chain.index(common)], stamps)
         target_from_common = invert_rigid(torch.from_numpy(common_from_target)).numpy()
-        found: Array = target_from_common @ common_from_source
-        return found
+        transforms: Array = target_from_common @ common_from_source
+        return transforms
 
     def parent(self, frame: str) -> str | None:
         """Return the parent of a frame, or None."""
