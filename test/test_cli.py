@@ -228,8 +228,8 @@ def test_errors_of_the_program_are_not_hidden(error: Exception) -> None:
 @pytest.mark.parametrize(
     'module', ['vggt_ros reconstruct', 'vggt_ros.cli.main reconstruct', 'vggt_ros.cli.reconstruct']
 )
-def test_modules_are_commands(module: str, tmp_path: Path) -> None:
-    line = f'-m {module} {tmp_path}/nothing --output {tmp_path}/map'
+def test_modules_are_commands(module: str) -> None:
+    line = f'-m {module} nothing --output map --window-size 1'
     ended = subprocess.run(
         [sys.executable, *line.split()], stderr=subprocess.PIPE, text=True, check=False
     )
