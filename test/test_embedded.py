@@ -69,7 +69,7 @@ def test_an_invalid_description_is_rejected(folder):
         find_embedded(folder)
 
 
-def test_weights_beyond_float16_are_rejected(tiny, tmp_path):
+def test_weights_outside_the_range_of_float16_are_rejected(tiny, tmp_path):
     with torch.no_grad():
         tiny.camera_head.trunk_norm.weight[0] = 1e6
     with pytest.raises(ValueError, match=r'trunk_norm.*outside the range of float16'):
@@ -113,5 +113,5 @@ def test_the_command_draws_a_curve(tmp_path):
     (tmp_path / 'curve.csv').write_text('\n'.join(rows))
     output = tmp_path / 'curve.png'
     assert PlotTraining.main([str(tmp_path / 'curve.csv'), '--output', str(output)]) == 0
-    picture = cv2.imread(str(output))
-    assert picture.shape == (560, 1200, 3) and (picture < 100).any()
+    plot = cv2.imread(str(output))
+    assert plot.shape == (560, 1200, 3) and (plot < 100).any()

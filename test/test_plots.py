@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vggt_ros.lab.benchmarks.timing import TopicTiming, timing_table
 from vggt_ros.lab.evaluation.plots import RunFigure, draw_run
+from vggt_ros.lab.node.topic_timing import TopicTiming, timing_table
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from vggt_ros.lab.training.dataset import SyntheticDataset
-from vggt_ros.lab.training.loop import initialise_weights, train
+from vggt_ros.lab.training.loop import train
 from vggt_ros.lab.training.losses import DenseLoss, LossSettings, TrackLoss
 from vggt_ros.lab.training.matching import (
     MatchingLoss,
@@ -21,6 +21,7 @@ from vggt_ros.lab.training.matching import (
     record_attention,
 )
 from vggt_ros.lab.training.recipes import PARTS, RECIPES, TrainSettings
+from vggt_ros.lab.training.start import initialise_weights
 from vggt_ros.lab.training.trainer import Trainer
 from vggt_ros.model import VGGT, VGGTConfig, load_checkpoint
 

@@ -50,12 +50,8 @@ class Bench(Command):
     def run(self) -> int:
         """Benchmark every combination and print a table."""
         resolutions = [parse_resolution(text) for text in self.resolution]
-        from vggt_ros.lab.benchmarks.speed import (
-            benchmark_sizes,
-            draw_speed,
-            speed_table,
-            write_results,
-        )
+        from vggt_ros.lab.benchmarks.speed import benchmark_sizes, speed_table, write_results
+        from vggt_ros.lab.evaluation.plots import draw_speed
 
         found = []
         for figures in benchmark_sizes(

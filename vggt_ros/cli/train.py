@@ -109,7 +109,7 @@ class PlotTraining(Command):
 
     def run(self) -> int:
         """Plot."""
-        from vggt_ros.lab.training.curve import plot_curve
+        from vggt_ros.lab.training.loop import plot_curve
 
         plot_curve(self.curve, self.output)
         return COMPLETE

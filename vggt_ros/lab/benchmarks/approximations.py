@@ -2,7 +2,7 @@
 """
 Accuracy and speed of the settings that trade exactness for speed, on synthetic windows.
 
-All variants run on the same windows, in turn, so that their times are comparable.
+All variants run on the same windows, alternately, so that their times are comparable.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """
 Speed of the network in the engine, relative to computing each window as a whole, in the same run.
 
-Machines differ and are never idle, so the result is a ratio: naive and engine run in turn, window
-by window. Only the network is timed, from images in memory to depth in memory; `make bench-node`
+Machines differ and are never idle, so the result is a ratio: naive and engine alternate, window by
+window. Only the network is timed, from images in memory to depth in memory; `make bench-node`
 times the node's own work.
 """
 
@@ -21,9 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -105,7 +102,7 @@ def benchmark_network(
     model: VGGT, load: Load, windows: int, with_compiled: bool = False
 ) -> dict[str, Any]:
     """
-    Time naive and engine in turn.
+    Time naive and engine alternately.
 
     :param model: whose parameters need no gradients, or the FLOPs cannot be counted.
     :param windows: that are timed of each, after one that is not.
@@ -276,46 +273,3 @@ def speed_table(results: list[dict[str, Any]]) -> str:
     if ratios:
         lines += ['', 'engine s / compiled engine s: ' + ', '.join(f'{r:.2f}' for r in ratios)]
     return '\n'.join(lines)
-
-
-def draw_speed(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """
-    Plot time and memory over the frames of a window, as PNG.
-
-    :param results: of `cli.benchmark`, of one size of network and one device.
-    """
-    figure = Figure(figsize=(11, 4.5), dpi=100, layout='constrained')
-    FigureCanvasAgg(figure)
-    time_axes, memory_axes = figure.subplots(1, 2)
-    for resolution in dict.fromkeys(each['resolution'] for each in results):
-        own = [each for each in results if each['resolution'] == resolution]
-        for stride in sorted({each['stride'] for each in own}):
-            line = sorted((e for e in own if e['stride'] == stride), key=lambda e: e['frames'])
-            frames = [each['frames'] for each in line]
-            milliseconds = [1e3 * each['engine']['p50'] for each in line]
-            label = f'{resolution}, {stride} new'
-            time_axes.plot(frames, milliseconds, 'o-', label=f'engine, {label}')
-            measured = [each['peak_memory_bytes'] for each in line]
-            if None not in measured:
-                megabytes = [each / 1e6 for each in measured]
-                memory_axes.plot(frames, megabytes, 's--', label=f'measured, {label}')
-        predicted = {each['frames']: each['predicted_memory_bytes'] / 1e6 for each in own}
-        memory_axes.plot(*zip(*sorted(predicted.items())), 'o-', label=f'predicted, {resolution}')
-        naive = {each['frames']: 1e3 * each['naive']['p50'] for each in own}
-        time_axes.plot(*zip(*sorted(naive.items())), 'k:', label=f'whole windows, {resolution}')
-    time_axes.set_ylabel('time for a window, ms (median)')
-    memory_axes.set_ylabel('memory with the weights, MB')
-    for axes in (time_axes, memory_axes):
-        axes.set_xlabel('frames in a window')
-        axes.set_xscale('log', base=2)
-        axes.set_xticks(sorted({each['frames'] for each in results}))
-        axes.set_yscale('log')
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FormatStrFormatter('%g'))
-        axes.grid(alpha=0.3, which='both')
-        axes.legend(fontsize=8)
-    first = results[0]
-    figure.suptitle(f'{first["size"]} on {first["device"]}, {first["precision"]}')
-    figure.savefig(path)

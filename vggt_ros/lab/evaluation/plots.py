@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Figures as PNG files: a run of the node beside the ground truth, and synthetic windows.
+Figures as PNG files: a run of the node beside the ground truth, synthetic windows, benchmarks.
 
-They show plain arrays with matplotlib, without a display, and align and convert nothing: the
-positions of a run come in one frame whose z axis points up.
+Drawn with matplotlib, without a display. Nothing is aligned or converted: the positions of a run
+come in one frame whose z axis points up.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from vggt_ros.geometry.outliers import inlier_mask
 from vggt_ros.geometry.rotation import rotation_angle
 from vggt_ros.lab.synthetic.windows import SyntheticWindows
 
-Array = npt.NDArray[np.floating]
-Pixels = npt.NDArray[np.uint8]
+_Array = npt.NDArray[np.floating[Any]]
 
 ESTIMATE_COLOUR = '#d62728'
 TRUTH_COLOUR = '#333333'
@@ -38,12 +39,12 @@ class RunFigure:
     warning: str  # shown in red, '' for none
     trajectory_note: str  # the remaining errors
     unit: str  # of lengths
-    estimate: Array  # (S, 4, 4) world_from_camera
-    truth: Array | None  # (T, 4, 4) world_from_camera
-    image: Pixels  # (H, W, 3)
-    depth: Array  # (h, w), NaN where invalid
-    cloud: Array  # (N, 3)
-    cloud_colours: Pixels  # (N, 3)
+    estimate: _Array  # (S, 4, 4) world_from_camera
+    truth: _Array | None  # (T, 4, 4) world_from_camera
+    image: npt.NDArray[np.uint8]  # (H, W, 3)
+    depth: _Array  # (h, w), NaN where invalid
+    cloud: _Array  # (N, 3)
+    cloud_colours: npt.NDArray[np.uint8]  # (N, 3)
     table: str  # monospaced
 
 
@@ -95,7 +96,7 @@ def _draw_trajectory(axes: Any, run: RunFigure) -> None:
 
 
 def _draw_cameras(
-    axes: Any, poses: Array, colour: str, label: str, width: float, alpha: float
+    axes: Any, poses: _Array, colour: str, label: str, width: float, alpha: float
 ) -> None:
     """Draw a line through the centres, a dot at the start and a few viewing directions."""
     x, y = poses[:, 0, 3], poses[:, 1, 3]
@@ -182,3 +183,49 @@ def _window_title(windows: SyntheticWindows, row: int) -> str:
     focal = float(windows.intrinsics[row, 0, 0, 0])
     view = math.degrees(2 * math.atan(windows.images.shape[-1] / 2 / focal))
     return f'baseline {baseline:.2f} m, rotation {rotation:.0f}°, field of view {view:.0f}°'
+
+
+# --- benchmarks
+
+
+def draw_speed(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """
+    Plot time and memory over the frames of a window, as PNG.
+
+    :param results: of `benchmark_sizes`, of one size of network and one device.
+    """
+    figure = Figure(figsize=(11, 4.5), dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    time_axes, memory_axes = figure.subplots(1, 2)
+    for resolution in dict.fromkeys(each['resolution'] for each in results):
+        own = [each for each in results if each['resolution'] == resolution]
+        for stride in sorted({each['stride'] for each in own}):
+            line = sorted((e for e in own if e['stride'] == stride), key=lambda e: e['frames'])
+            frames = [each['frames'] for each in line]
+            milliseconds = [1e3 * each['engine']['p50'] for each in line]
+            label = f'{resolution}, {stride} new'
+            time_axes.plot(frames, milliseconds, 'o-', label=f'engine, {label}')
+            measured = [each['peak_memory_bytes'] for each in line]
+            if None not in measured:
+                megabytes = [each / 1e6 for each in measured]
+                memory_axes.plot(frames, megabytes, 's--', label=f'measured, {label}')
+        predicted = {each['frames']: each['predicted_memory_bytes'] / 1e6 for each in own}
+        memory_axes.plot(*zip(*sorted(predicted.items())), 'o-', label=f'predicted, {resolution}')
+        naive = {each['frames']: 1e3 * each['naive']['p50'] for each in own}
+        time_axes.plot(*zip(*sorted(naive.items())), 'k:', label=f'whole windows, {resolution}')
+    time_axes.set_ylabel('time for a window, ms (median)')
+    memory_axes.set_ylabel('memory with the weights, MB')
+    for axes in (time_axes, memory_axes):
+        axes.set_xlabel('frames in a window')
+        axes.set_xscale('log', base=2)
+        axes.set_xticks(sorted({each['frames'] for each in results}))
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FormatStrFormatter('%g'))
+        axes.grid(alpha=0.3, which='both')
+        axes.legend(fontsize=8)
+    first = results[0]
+    figure.suptitle(f'{first["size"]} on {first["device"]}, {first["precision"]}')
+    figure.savefig(path)

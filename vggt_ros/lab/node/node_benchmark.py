@@ -32,8 +32,8 @@ from rclpy.qos import QoSProfile
 
 from vggt_ros.io import names
 from vggt_ros.io.message_reading import ns_from_time
-from vggt_ros.lab.benchmarks.timing import TopicTiming
 from vggt_ros.lab.node.lifecycle import bring_up
+from vggt_ros.lab.node.topic_timing import TopicTiming
 from vggt_ros.msg import WindowReport
 from vggt_ros.ros.publish import TOPICS
 

@@ -43,9 +43,9 @@ from vggt_ros.geometry.sim3 import Sim3
 from vggt_ros.io import names
 from vggt_ros.io.message_reading import decode_image, ns_from_time, read_cloud
 from vggt_ros.io.message_types import PoseMessage
-from vggt_ros.lab.benchmarks.timing import TopicTiming, timing_table
 from vggt_ros.lab.evaluation.plots import RunFigure, draw_run
 from vggt_ros.lab.evaluation.trajectory_errors import TrajectoryErrors, compare_trajectories
+from vggt_ros.lab.node.topic_timing import TopicTiming, timing_table
 from vggt_ros.msg import WindowReport
 from vggt_ros.settings import UNTRAINED_WARNING
 

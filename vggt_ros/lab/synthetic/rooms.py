@@ -3,7 +3,7 @@
 Random rooms and corridors, a batch at a time, for training and evaluation.
 
 Unlike the demo's furnished room (`SyntheticScene.room`), no lane is kept free: solids stand on the
-floor, hang in the air or lie against walls, and those that a camera would touch are removed.
+floor, float in the air or lie against walls, and those that a camera would touch are removed.
 Rooms differ in size, clutter, texture (from rich to nearly flat), colour and light.
 """
 

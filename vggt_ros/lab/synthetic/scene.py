@@ -97,7 +97,7 @@ def _uniform(random: torch.Generator, low: Sequence[float], high: Sequence[float
 
 
 def _centre_furniture(random: torch.Generator) -> list[Solid]:
-    """Place a table with objects on it in the middle, inside the lane's inner circle."""
+    """Return a table with objects on it in the middle, inside the lane's inner circle."""
     yaw = float(_uniform(random, [0.0], [math.pi])[0])
     table = _uniform(random, (0.4, 0.3, 0.3), (0.7, 0.55, 0.45))
     top = 2 * float(table[2])
@@ -119,7 +119,7 @@ def _centre_furniture(random: torch.Generator) -> list[Solid]:
 
 
 def _wall_furniture(random: torch.Generator, room: Tensor) -> list[Solid]:
-    """Place one solid in each octant between the lane and the walls."""
+    """Return one solid in each octant between the lane and the walls."""
     solids = []
     for octant, kind in enumerate(_WALL_KINDS):
         offset, reach, along, aspect, height, yaw = torch.rand(6, generator=random).tolist()
@@ -137,7 +137,7 @@ def _wall_furniture(random: torch.Generator, room: Tensor) -> list[Solid]:
 
 
 def _paintings(random: torch.Generator, room: Tensor) -> list[Solid]:
-    """Place a flat box on each wall."""
+    """Return a flat box on each wall."""
     solids = []
     for wall in range(4):
         axis, sign = wall // 2, 1 - 2 * (wall % 2)

@@ -24,9 +24,9 @@ from vggt_ros.lab.synthetic.rooms import random_rooms, remove_obstacles
 from vggt_ros.lab.synthetic.scene import SyntheticScene
 
 SPLITS = ('train', 'validation', 'test')
-FIELD_OF_VIEW = (40.0, 100.0)  # horizontal, degrees
+_FIELD_OF_VIEW = (40.0, 100.0)  # horizontal, degrees
 # Height of a pixel over its width: real images are resized to whole patches, a little unevenly.
-PIXEL_ASPECT = (0.88, 1.14)
+_PIXEL_ASPECT = (0.88, 1.14)
 _OCCLUDED = 0.995  # a ray that ends earlier, relative to the point's distance, is occluded
 
 
@@ -96,11 +96,11 @@ def render_windows(
 
 def _intrinsics(random: RandomStreams, height: int, width: int) -> Tensor:
     """Draw intrinsics (B, 3, 3) with VGGT's principal point, the image centre."""
-    low, high = (math.radians(angle) for angle in FIELD_OF_VIEW)
+    low, high = (math.radians(angle) for angle in _FIELD_OF_VIEW)
     focal = width / 2 / torch.tan(random.uniform(low=low, high=high) / 2)
     matrix = torch.zeros(len(focal), 3, 3, device=random.device)
     matrix[:, 0, 0] = focal
-    matrix[:, 1, 1] = focal * random.uniform(low=PIXEL_ASPECT[0], high=PIXEL_ASPECT[1])
+    matrix[:, 1, 1] = focal * random.uniform(low=_PIXEL_ASPECT[0], high=_PIXEL_ASPECT[1])
     matrix[:, 0, 2], matrix[:, 1, 2], matrix[:, 2, 2] = width / 2, height / 2, 1
     return matrix
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: initial weights, steps, validation, checkpoints and the learning curve."""
+"""The training loop: steps, validation, checkpoints and the learning curve."""
 
 from __future__ import annotations
 
@@ -14,67 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from vggt_ros.lab.training.dataset import Dataset
 from vggt_ros.lab.training.trainer import Trainer
-from vggt_ros.model import VGGT
-from vggt_ros.model.block import Block
 
 LAST, BEST, CONFIG = 'last.pt', 'best.pt', 'config.json'  # files of a run
 SAVE_SECONDS = 300.0  # between checkpoints: the most that an interruption loses
-_LAYER_SCALE = 0.5  # of every block
-_POSITION_SCALE = 0.7  # of the position encoding of patches
-_TOKEN_STD = 0.5  # of the special tokens
+# Columns of curve.csv and their titles.
+_SHOWN = {
+    'matching_first': 'attention on the matching patch of the first frame',
+    'flow': 'displacement read from a token (patches)',
+    'camera_rotation': 'rotation (L1 of the quaternion)',
+    'camera_translation': 'translation (L1, scene sizes)',
+    'camera_field_of_view': 'field of view (L1, rad)',
+    'depth_error': 'depth (L1, scene sizes)',
+}
 
 logger = logging.getLogger(__name__)
-
-
-@torch.no_grad()
-def initialise_weights(model: VGGT, seed: int) -> None:
-    """
-    Draw the weights of encoder and aggregator for training from scratch; the heads keep theirs.
-
-    VGGT-1B starts from a pre-trained encoder, with its other blocks nearly off (layer scales of
-    0.01). A shallow network without one learns sooner if every branch is active from the start:
-    linear layers keep the variance of their input, patches have a position encoding, special
-    tokens differ.
-    """
-    random = torch.Generator().manual_seed(seed)
-
-    def draw(target: Tensor, std: float) -> None:
-        target.copy_(torch.randn(target.shape, generator=random) * std)
-
-    aggregator = model.aggregator
-    encoder = aggregator.patch_embed
-    for module in aggregator.modules():
-        if isinstance(module, Block):
-            module.ls1.gamma.fill_(_LAYER_SCALE)
-            module.ls2.gamma.fill_(_LAYER_SCALE)
-        if isinstance(module, nn.Linear):
-            draw(module.weight, module.in_features**-0.5)
-            module.bias.zero_()
-    projection = encoder.patch_embed.proj
-    draw(projection.weight, math.prod(projection.weight.shape[1:]) ** -0.5)
-    projection.bias.zero_()
-    positions = _position_encoding(encoder.grid_size, encoder.pos_embed.shape[-1])
-    encoder.pos_embed[:, 1:] = _POSITION_SCALE * positions
-    for token in (encoder.cls_token, encoder.register_tokens):
-        draw(token, _TOKEN_STD)
-    for token in (aggregator.camera_token, aggregator.register_token):
-        draw(token, _TOKEN_STD)
-
-
-def _position_encoding(side: int, channels: int) -> Tensor:
-    """Return (side², channels): sines and cosines of row and column, row-major."""
-    count = channels // 4
-    frequencies = math.pi * 2 ** (torch.arange(count) / max(count - 1, 1) * math.log2(side / 2))
-    angles = torch.linspace(-1, 1, side)[:, None] * frequencies
-    axis = torch.cat((angles.sin(), angles.cos()), dim=-1)  # (side, 2·count)
-    rows, columns = axis.repeat_interleave(side, 0), axis.repeat(side, 1)
-    encoding = torch.zeros(side * side, channels)
-    encoding[:, : 4 * count] = torch.cat((rows, columns), dim=-1)
-    return encoding * math.sqrt(2)
 
 
 def train(
@@ -169,6 +127,33 @@ def append_row(path: Path, row: dict[str, float]) -> None:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def plot_curve(curve: Path, output: Path) -> None:
+    """
+    Plot each column, for training and for validation with the averaged weights.
+
+    :param curve: `curve.csv` of `train`.
+    :param output: PNG to write.
+    """
+    with curve.open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(15, 7), dpi=80, layout='constrained')
+    FigureCanvasAgg(figure)
+    for axes, (name, title) in zip(figure.subplots(2, 3).flat, _SHOWN.items(), strict=True):
+        for kind, colour in (('train', '#999999'), ('validation', '#d62728')):
+            points = [
+                (float(row['windows']) / 1000, float(row[f'{kind}_{name}']))
+                for row in rows
+                if row.get(f'{kind}_{name}')
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=kind)
+        axes.set(title=title, xlabel='thousand windows', ylim=(0, None))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(output, format='png')
 
 
 def _means_by_name(steps: list[dict[str, float]]) -> dict[str, float]:
