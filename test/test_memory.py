@@ -171,4 +171,4 @@ def test_out_of_memory_first_decodes_depth_in_smaller_chunks_then_halves_windows
     assert limits == [32, 16, 8, 4, 2]
     assert updates[-1] is not None and len(updates[-1].batch.ids) == engine.window_size == 2
     assert engine.counts['out_of_memory'] == 4
-    assert 'depth is decoded 4 frames at once from now on' in caplog.text
+    assert 'from now on depth is decoded 4 frames at a time' in caplog.text
