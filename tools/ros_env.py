@@ -57,6 +57,12 @@ OLDEST_TORCH = (2, 4)
 # Compiling all of torch to byte code takes longer than the rest; Python compiles what it imports.
 PIP_INSTALL = ('install', '--no-input', '--no-compile', '--progress-bar', 'off')
 
+# The command `vggt` of an environment, to be run without sourcing anything.
+VGGT = """#!/bin/sh
+. {environment}/ros_env.sh
+exec python -m vggt_ros "$@"
+"""
+
 
 class Environment(NamedTuple):
     """The kind and the paths of an environment."""
@@ -433,6 +439,9 @@ def setup(environment: Environment) -> None:
         call(environment, [environment.python, '-m', 'venv', *options, str(environment.venv)])
     (fill_sourced if environment.sourced else fill_wheels)(environment)
     (environment.venv / 'ros_env.sh').write_text(shell_script(variables(environment)))
+    command = environment.venv / 'bin' / 'vggt'
+    command.write_text(VGGT.format(environment=shlex.quote(str(environment.venv))))
+    command.chmod(0o755)
     stamp.write_text(wanted)
     report(f'{environment.venv.name} is ready after {time.monotonic() - began:.0f} s')
 
@@ -458,7 +467,7 @@ def build(environment: Environment) -> None:
         return
     began = time.monotonic()
     stamp.unlink(missing_ok=True)
-    report('colcon build ...')
+    report('colcon build ... (minutes on a slow machine)')
     environment.log.touch()
     # CMake does not export a target whose headers (numpy's, in .venv) are inside the source
     # folder. With this link the source folder has another path.

@@ -98,7 +98,7 @@ class ModelSettings:
     )
     fit: str = setting(
         'crop',
-        'How an image is brought to that width. crop: resized by its width; portrait images are '
+        'How images are fitted to that width. crop: resized by its width; portrait images are '
         'then cropped to a square; pad: resized by its longer side and padded with white to a '
         'square; square: padded with black to a square, then resized.',
         choices=('crop', 'pad', 'square'),

@@ -10,6 +10,7 @@ also on Ctrl-C. Imports neither ROS nor torch: the processes do.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def run_demo(options: DemoOptions) -> None:
     if processes.returncode('node'):
         raise DemoError(f'the node ended with code {processes.returncode("node")}')
     report(f'done in {time.monotonic() - begin:.0f} s')
-    report(f'the same without a robot: vggt reconstruct {options.bag} --output demo_map')
+    command = os.path.relpath(shutil.which('vggt') or 'vggt')
+    report(f'the same without the node: {command} reconstruct {options.bag} --output demo_map')
 
 
 def _start_all(options: DemoOptions, width: str, height: str, processes: Processes) -> None:
