@@ -17,17 +17,21 @@ UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 	evaluate train-small docs clean
 
 help:
+<<<<<<< HEAD
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and image'
+=======
+	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and plot'
+>>>>>>> cli
 	@echo 'make test    lint, types, byte-compilation and every test'
 	@echo 'make lint    ruff, mypy and byte-compilation alone'
 	@echo 'make setup   only the environment (.venv); make build: also colcon build'
-	@echo 'make soak    long run of the node under load; make parity: the network against goldens'
-	@echo 'make soak-offline   a long recording through reconstruct: memory'
-	@echo 'make bench   the network as the engine runs it against whole windows; ARGS=--help for more'
+	@echo 'make soak    long run of the node under load; make parity: the network against the reference'
+	@echo 'make soak-offline   memory of reconstruct on a long recording'
+	@echo 'make bench   speed of the network in the engine; ARGS=--help for the options of this and others'
 	@echo 'make bench-node   the node at 30 Hz, with and without the Fast DDS profile'
 	@echo 'make soak-memory   ten thousand windows in one process'
-	@echo 'make evaluate   maps of long sequences against the truth; ARGS=--help for more'
-	@echo 'make train-small   train the small network, or go on with it; ARGS=--help for more'
+	@echo 'make evaluate   maps of long sequences against ground truth'
+	@echo 'make train-small   train the small network, or resume'
 	@echo 'make docs    the documentation as a site: site/index.html'
 	@echo 'make clean   remove what make made, environments included'
 	@echo 'ROS=jazzy|kilted selects the wheels; with ROS 2 sourced, that one is used'

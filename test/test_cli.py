@@ -18,7 +18,7 @@ from vggt_ros.cli.main import COMMANDS, main
 from vggt_ros.cli.parity import FullCase
 from vggt_ros.cli.reconstruct import Reconstruct
 from vggt_ros.cli.train import Recipe
-from vggt_ros.lab.node.demo import DemoError, Processes
+from vggt_ros.lab.demo import DemoError, Processes
 from vggt_ros.model.checkpoint import CheckpointError
 from vggt_ros.settings import Settings, all_settings
 
@@ -112,6 +112,26 @@ def test_help_into_a_closed_pipe_is_no_error() -> None:
     child.stdout.close()  # as `head` does
     assert child.stderr is not None and child.stderr.read() == ''
     assert child.wait() == 0
+
+
+def test_commands_are_there_without_ros() -> None:
+    """As where pip installs: without the parts that need ROS."""
+    code = """
+import sys
+
+class WithoutRos:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(('vggt_ros.ros', 'vggt_ros.lab.node', 'vggt_ros.msg', 'rclpy')):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+sys.meta_path.insert(0, WithoutRos())
+from vggt_ros.cli.main import main
+assert main(['bench-node']) == 1
+main(['--help'])
+"""
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert ended.stderr == 'bench-node: the package is not built with ROS 2\n'
 
 
 def other_value(entry) -> tuple[list[str], object]:

@@ -28,6 +28,8 @@ from vggt_ros.settings import all_settings
 
 COMPLETE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
+ROS_PARTS = ('vggt_ros.ros', 'vggt_ros.lab.node', 'vggt_ros.msg')  # missing where pip installs
+
 Flag = Annotated[bool, FlagCreatePairsOff]  # --name, or --no-name if the default is True
 
 OPTION_TYPES = ConstructorRegistry()
@@ -130,7 +132,10 @@ def execute(command: Command) -> int:
     except (CommandError, OSError) as error:
         return _report(command, error, FAILED)
     except ModuleNotFoundError as error:
-        if (error.name or '').startswith('vggt_ros.'):
+        name = error.name or ''
+        if name.startswith(ROS_PARTS):
+            return _report(command, CommandError('the package is not built with ROS 2'), FAILED)
+        if name.startswith('vggt_ros.'):
             raise
         return _report(command, error, FAILED)
     except Exception as error:

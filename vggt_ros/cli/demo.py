@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vggt_ros.cli.command import COMPLETE, Command, CommandError
-from vggt_ros.lab.node.demo import DemoError, DemoOptions, run_demo
+from vggt_ros.lab.demo import DemoError, DemoOptions, run_demo
 
 
 @dataclass(frozen=True)
