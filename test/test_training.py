@@ -113,7 +113,7 @@ def test_accumulated_parts_equal_the_whole_batch():
     whole = Trainer(new_model(), DATASET, settings)
     parts = Trainer(new_model(), DATASET, replace(settings, accumulate=2))
     a, b = whole.step(), parts.step()
-    # Each part is a mean over its own valid pixels; all have nearly the same number.
+    # Each part is a mean over its own valid pixels, equally many in each.
     assert b['camera'] == pytest.approx(a['camera'], rel=1e-4)
     assert b['depth_error'] == pytest.approx(a['depth_error'], rel=0.05)
 

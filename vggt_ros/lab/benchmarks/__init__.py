@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of the network, and what approximations cost."""
+"""Speed of the network, and the accuracy of approximations."""
