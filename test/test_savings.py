@@ -223,7 +223,7 @@ def test_out_of_memory_while_encoding_ahead_loses_no_frame(
         engine.encode_ahead()
     assert [u.batch.ids for u in updates if u is not None] == [(0, 1, 2), (2, 3, 4), (4, 5, 6)]
     assert network.tried == engine.counts['out_of_memory'] == 1
-    assert caplog.text.count('frames are encoded when their window is complete from now on') == 1
+    assert caplog.text.count('from now on frames are encoded when their window is complete') == 1
 
 
 def test_images_of_several_sizes_are_encoded_with_their_window(model: VGGT) -> None:
