@@ -17,11 +17,7 @@ UNBUILT := $(ENV) run --ros '$(ROS)' --unbuilt --
 	evaluate train-small docs clean
 
 help:
-<<<<<<< HEAD
-	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and image'
-=======
 	@echo 'make demo    synthetic camera, vggt_node and a recorder as three processes: table and plot'
->>>>>>> cli
 	@echo 'make test    lint, types, byte-compilation and every test'
 	@echo 'make lint    ruff, mypy and byte-compilation alone'
 	@echo 'make setup   only the environment (.venv); make build: also colcon build'
