@@ -16,8 +16,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+_NEEDED = ('rclpy', 'vggt_ros.ros', 'vggt_ros.msg')
 GRACE = 5.0  # s from SIGINT to SIGKILL
 
 
@@ -59,12 +61,15 @@ def run_demo(options: DemoOptions) -> None:
     :raises ValueError: if the size is not WIDTHxHEIGHT.
     :raises DemoError: if a process fails or takes too long.
     """
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     width, _, height = options.size.partition('x')
     if not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f'--size is {options.size!r}, expected WIDTHxHEIGHT')
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise DemoError(f'it needs ROS 2 and the built package: there is no {missing[0]}')
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     processes = Processes()
     begin = time.monotonic()
