@@ -105,6 +105,8 @@ def test_a_state_consists_of_json_and_arrays() -> None:
 def assign(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     def apply(state: dict[str, Any]) -> None:
         for key in path[:-1]:
+            key = next(iter(state)) if key == 'FRAME' else key
+            key = next(iter(state)) if key == 'FIRST' else key
             state = state[key]  # type: ignore[index]
         state[path[-1]] = to  # type: ignore[index]
 
@@ -135,6 +137,17 @@ def assign(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
             'array of uint8, expected float64',
         ),
         (assign('map', 'uncertainty', 'window', to='import os'), 'Expected `numpy.ndarray`'),
+        (
+            assign('map', 'frames', 'frames', 'FIRST', 'intrinsics', to=np.zeros((3, 3))),
+            'expected focal lengths above 0',
+        ),
+        (
+            assign('sliding_window', 'anchor', 0, 'frame', 'calibration', 'height', to=2**61),
+            'the calibration is of 64x2305843009213693952 pixels',
+        ),
+        (assign('sliding_window', 'new', to=7), 'they contradict each other'),
+        (assign('sliding_window', 'next_frame_id', to=1), 'they contradict each other'),
+        (assign('map', 'loops', 'window_ids', to=[0, 1, 2]), 'a pose graph of 0 nodes with 3'),
         (
             assign('sliding_window', 'frame_sets', 0, 0, 'frame', 'image', to=np.zeros((2, 2, 2))),
             'array of float64, expected uint8',

@@ -162,6 +162,7 @@ def _open(
 
 
 def _updates(engine: StreamingEngine, frames: Iterator[Frame]) -> Iterator[MapUpdate]:
+    updates = 0
     for frame in frames:
         try:
             update = engine.add(frame)
@@ -169,6 +170,7 @@ def _updates(engine: StreamingEngine, frames: Iterator[Frame]) -> Iterator[MapUp
             logger.warning('window dropped: %s', error)
             continue
         if update is not None:
+            updates += 1
             yield update
     try:
         update = engine.finish()
@@ -177,3 +179,5 @@ def _updates(engine: StreamingEngine, frames: Iterator[Frame]) -> Iterator[MapUp
         return
     if update is not None:
         yield update
+    elif not updates:
+        logger.warning('no window from %d images', engine.counts.get('received', 0))

@@ -49,6 +49,9 @@ class Bench(Command):
 
     def run(self) -> int:
         """Benchmark every combination and print a table."""
+        for name, values in (('frames', self.frames), ('stride', self.stride)):
+            if not values or min(values) < 1:
+                raise ValueError(f'--{name} is {values}, expected at least one number from 1')
         resolutions = [parse_resolution(text) for text in self.resolution]
         from vggt_ros.lab.benchmarks.speed import benchmark_sizes, speed_table, write_results
         from vggt_ros.lab.evaluation.plots import draw_speed

@@ -79,6 +79,13 @@ class Evaluate(Command):
     def run(self) -> int:
         """Evaluate, print a table and write the figures."""
         noise = parse_noise(self.noise)
+        for name, value in (
+            ('windows', self.windows),
+            ('frames', self.frames),
+            ('step', self.step),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f'--{name} is {value}, expected at least 1')
         if self.model == TRUTH and not self.sequence:
             raise ValueError('--model truth is for --sequence')
         if self.model != TRUTH and any(noise):

@@ -42,6 +42,8 @@ class Parity(Command):
 
     def run(self) -> int:
         """Compare, print a line per part of the network, and write the figures."""
+        if not self.full_cases:
+            raise ValueError('--full-cases is empty, expected at least one case')
         import torch
 
         from vggt_ros.lab.parity.golden_cases import (

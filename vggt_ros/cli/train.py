@@ -49,7 +49,7 @@ class Train(Command):
     """Seed of weights and windows."""
     checkpoint: str = ''
     """Initial weights, as the setting of that name; random if not given."""
-    data: tuple[Path, ...] = ()
+    data: tuple[Path, ...] | None = None
     """Recordings with ground truth (TUM RGB-D, 7-Scenes, bags); synthetic rooms if not given."""
     width: int | None = None
     """Width of the images of --data, pixels; 112 if not given."""
@@ -60,6 +60,8 @@ class Train(Command):
 
     def run(self) -> int:
         """Train or resume, with a progress bar."""
+        if self.data == ():
+            raise ValueError('--data is empty, expected at least one recording')
         if self.width is not None and not self.data:
             raise ValueError('--width is for --data; the size of synthetic images is --size')
         if self.size is not None and self.data:
@@ -83,7 +85,7 @@ class Train(Command):
                 until=self.until,
                 seed=self.seed,
                 checkpoint=self.checkpoint,
-                recordings=self.data,
+                recordings=self.data or (),
                 device=self.device,
                 **size,
             )

@@ -15,6 +15,8 @@ import numpy.typing as npt
 # Number of coefficients that each distortion model may have; none: no distortion.
 COEFFICIENTS = {'plumb_bob': (4, 5), 'rational_polynomial': (8, 12, 14), 'equidistant': (4,)}
 
+MAX_SIDE = 65536  # pixels, of an image
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -29,6 +31,11 @@ class Calibration:
     P: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 4)))
 
     def __post_init__(self) -> None:
+        if not (0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE):
+            raise ValueError(
+                f'the calibration is of {self.width}x{self.height} pixels, expected sides of 1 to '
+                f'{MAX_SIDE}'
+            )
         if self.K.shape != (3, 3) or self.P.shape != (3, 4):
             raise ValueError(
                 f'the camera matrices have shapes {self.K.shape} and {self.P.shape}, expected '

@@ -79,6 +79,17 @@ class SlidingWindowState:
     views: dict[int, GreyImage] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # images received, and dropped by cause
 
+    def __post_init__(self) -> None:
+        ids = [each.frame_id for frame_set in self.frame_sets for each in frame_set]
+        if not all(self.frame_sets) or ids != sorted(set(ids)) or min(ids, default=0) < 0:
+            raise ValueError(f'frame ids {ids} of the window, expected rising ones in each set')
+        newest, count = max(ids, default=-1), len(self.frame_sets)
+        if newest >= self.next_frame_id or not 0 <= self.new <= count:
+            raise ValueError(
+                f'{count} frame sets up to id {newest}, {self.new} of them new, the next id '
+                f'{self.next_frame_id}: they contradict each other'
+            )
+
 
 class SlidingWindow:
     """The frames waiting to become a window."""

@@ -34,6 +34,11 @@ class Sim3:
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise ValueError(f'the scale of a Sim3 is {self.scale}, expected more than 0')
+        if self.rotation.shape != (3, 3) or self.translation.shape != (3,):
+            raise ValueError(
+                f'the rotation and translation of a Sim3 have shapes {self.rotation.shape} and '
+                f'{self.translation.shape}, expected (3, 3) and (3,)'
+            )
 
     def __matmul__(self, other: Sim3) -> Sim3:
         return Sim3(

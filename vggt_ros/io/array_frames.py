@@ -16,6 +16,9 @@ from vggt_ros.settings import ScaleSettings
 
 Image = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
+_MIN_RATE, _MAX_RATE = 1e-3, 1e6  # images per second: their stamps stay apart and in 64 bits
+_MAX_STAMP_NS = 2**62
+
 
 class ArrayFrames:
     """A list of images of one size; see `FrameSource`."""
@@ -60,6 +63,14 @@ class ArrayFrames:
         return None
 
 
+def _check_stamps(stamps_ns: Iterable[int]) -> list[int]:
+    stamps = list(stamps_ns)
+    for stamp in stamps:
+        if not isinstance(stamp, (int, np.integer)) or not 0 <= stamp <= _MAX_STAMP_NS:
+            raise ValueError(f'a stamp is {stamp!r}, expected nanoseconds as an integer from 0')
+    return [int(stamp) for stamp in stamps]
+
+
 def frames_from_images(
     images: Iterable[Image | Frame],
     rate: float,
@@ -75,8 +86,12 @@ def frames_from_images(
     :param calibration: of the camera.
     :raises ValueError: for anything else, or a number of stamps other than that of the images.
     """
-    if not rate > 0:
-        raise ValueError(f'rate is {rate}, expected more than 0')
+    if not isinstance(images, Iterable):
+        raise ValueError(f'found a {type(images).__name__}, expected images')
+    if not (isinstance(rate, (int, float)) and _MIN_RATE <= rate <= _MAX_RATE):
+        raise ValueError(f'rate is {rate!r}, expected {_MIN_RATE:g} to {_MAX_RATE:g} per second')
+    if stamps_ns is not None:
+        stamps_ns = _check_stamps(stamps_ns)
     step_ns = round(1e9 / rate)
     count = 0
     for i, image in enumerate(images):
@@ -91,7 +106,7 @@ def frames_from_images(
         if stamps_ns is None:
             stamp_ns = i * step_ns
         elif i < len(stamps_ns):
-            stamp_ns = int(stamps_ns[i])
+            stamp_ns = stamps_ns[i]
         else:
             break
         yield Frame(image, stamp_ns, CAMERA_FRAME, calibration)

@@ -93,6 +93,17 @@ class LoopMemory:
     rejected_node: int = 0
     rejected_until: int = 0  # node
 
+    def __post_init__(self) -> None:
+        nodes = len(self.graph.map_from_window)
+        factors = (*self.graph.registrations, *self.graph.loops)
+        used = [window.node for window in self.stored]
+        used += [node for factor in factors for node in (factor.one, factor.other)]
+        if len(self.window_ids) != nodes or any(not 0 <= node < nodes for node in used):
+            raise ValueError(
+                f'a pose graph of {nodes} nodes with {len(self.window_ids)} windows, expected one '
+                'window for each node, and no other nodes in use'
+            )
+
 
 def close_loop(
     memory: LoopMemory,

@@ -88,6 +88,10 @@ class FrameGeometry:
                 f'camera matrices of shapes {self.camera.shape} and {self.intrinsics.shape}, '
                 'expected (4, 4) and (3, 3)'
             )
+        if not self.intrinsics.diagonal().min() > 0:
+            raise ValueError(
+                f'camera matrix {self.intrinsics.tolist()}, expected focal lengths above 0'
+            )
         shapes = self.depth.shape, self.confidence.shape
         if self.depth.ndim != 2 or not self.depth.size or shapes[0] != shapes[1]:
             raise ValueError(

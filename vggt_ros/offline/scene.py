@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from vggt_ros.offline.assembled_map import MapFrame
 from vggt_ros.offline.export import Export
 from vggt_ros.offline.folder_files import check_folder, remove_folder
 from vggt_ros.offline.frame_images import read_frame_depth, read_frame_image
-from vggt_ros.offline.run import partial_folder
 from vggt_ros.offline.voxel_grid import VoxelCloud
 
 
@@ -150,11 +150,15 @@ class Scene:
         if output.exists() and not overwrite:
             raise ValueError(f'{output} exists; expected a new folder, or overwrite=True')
         self._temporary.check_open()
-        partial = partial_folder(output)
-        remove_folder(partial)
-        shutil.copytree(self._folder, partial)
-        remove_folder(output)
-        os.replace(partial, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # a name of its own: `<output>.partial` may be an interrupted run
+        beside = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
+        try:
+            shutil.copytree(self._folder, beside / 'scene')
+            remove_folder(output)
+            os.replace(beside / 'scene', output)
+        finally:
+            shutil.rmtree(beside)
         return output
 
     def close(self) -> None:
