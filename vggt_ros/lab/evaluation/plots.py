@@ -92,7 +92,8 @@ def _draw_trajectory(axes: Any, run: RunFigure) -> None:
     axes.set_title(f'camera trajectory from above\n{run.trajectory_note}', fontsize=11)
     axes.legend(loc='best')
     _label_axes(axes, f'x ({run.unit})', f'y ({run.unit})')
-    axes.set_aspect('equal', adjustable='datalim')
+    axes.margins(0.1)
+    axes.set_aspect('equal', adjustable='box')
 
 
 def _draw_cameras(
