@@ -108,6 +108,16 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     load_checkpoint(loaded, tmp_path / 'whole' / 'best.pt')
 
 
+def test_a_state_of_an_earlier_version_is_one_clear_error():
+    trainer = Trainer(new_model(), DATASET, SETTINGS)
+    before = {name: value.clone() for name, value in weights_of(trainer).items()}
+    state = Trainer(VGGT(VGGTConfig.tiny()), DATASET, SETTINGS).state()
+    state['reader'] = state.pop('flow_probe')
+    with pytest.raises(ValueError, match='no flow_probe: it is of an earlier version'):
+        trainer.restore(state)
+    assert_same(weights_of(trainer), before)
+
+
 def test_accumulated_parts_equal_the_whole_batch():
     settings = replace(SETTINGS, precision='float32', matching=None)
     whole = Trainer(new_model(), DATASET, settings)

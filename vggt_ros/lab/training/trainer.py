@@ -264,8 +264,14 @@ class Trainer:
         """
         Resume from a state.
 
-        :raises ValueError: if it belongs to another network.
+        :raises ValueError: if it belongs to another network or version; nothing is loaded then.
         """
+        missing = self.state().keys() - state.keys()
+        if missing:
+            raise ValueError(
+                f'the checkpoint has no {", ".join(sorted(missing))}: it is of an earlier '
+                'version, which cannot be resumed; best.pt of that run serves as --checkpoint'
+            )
         if state['config'] != self.model.config.to_dict():
             raise ValueError('the checkpoint belongs to a network of another size')
         self.model.load_state_dict(state['model'])
